@@ -1,0 +1,3 @@
+//! What the backend decides, without I/O: configuration, lifecycle, ownership, sessions, and the port to a cluster.
+
+pub mod cluster;
