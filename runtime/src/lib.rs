@@ -1,1 +1,8 @@
-//! placeholder
+//! What every Podbay process needs: configuration with positions, durations, TLS, telemetry, the admin listener, and an
+//! ordered shutdown. Knows nothing of SSH, gRPC services or Kubernetes.
+
+pub mod admin;
+pub mod config;
+pub mod shutdown;
+pub mod telemetry;
+pub mod tls;

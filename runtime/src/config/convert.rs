@@ -1,0 +1,177 @@
+//! From nodes to the types that configurations are made of.
+
+use super::{
+    duration::parse_duration,
+    node::{Node, Value},
+};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    rc::Rc,
+    str::FromStr,
+    time::Duration,
+};
+use zeroize::Zeroizing;
+
+/// A problem at a place below a node: where, the path from the node, and what.
+pub type Problem = ((u64, u64), String, String);
+
+/// A type that a node of a configuration can be read as.
+pub trait FromNode: Sized {
+    /// Reads the node, or says everything that is wrong with it.
+    fn from_node(node: &Node) -> Result<Self, Vec<Problem>>;
+}
+
+pub(super) fn problem<T>(node: &Node, message: impl Into<String>) -> Result<T, Vec<Problem>> {
+    Err(vec![(node.at, String::new(), message.into())])
+}
+
+fn expected<T>(node: &Node, what: &str) -> Result<T, Vec<Problem>> {
+    problem(node, format!("expected {what}, found {}", node.value.kind()))
+}
+
+impl FromNode for String {
+    fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
+        match &node.value {
+            Value::Text(text) => Ok(text.clone()),
+            Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
+                problem(node, format!("expected text, found {}: put it in quotes", node.value.kind()))
+            }
+            Value::Null | Value::List(_) | Value::Map(_) => expected(node, "text"),
+        }
+    }
+}
+
+impl FromNode for bool {
+    fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
+        match &node.value {
+            Value::Bool(value) => Ok(*value),
+            _ => expected(node, "true or false"),
+        }
+    }
+}
+
+macro_rules! integers {
+    ($($type:ty),*) => {$(
+        impl FromNode for $type {
+            fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
+                match &node.value {
+                    Value::Int(value) => Self::try_from(*value).or_else(|_| {
+                        problem(node, format!("{value} is out of range: expected {} to {}", Self::MIN, Self::MAX))
+                    }),
+                    _ => expected(node, "a whole number"),
+                }
+            }
+        }
+    )*};
+}
+integers!(u16, u32, u64, usize, i32, i64);
+
+impl FromNode for f64 {
+    fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
+        match &node.value {
+            Value::Int(value) => Ok(*value as Self),
+            Value::Float(value) if value.is_finite() => Ok(*value),
+            _ => expected(node, "a number"),
+        }
+    }
+}
+
+/// Go's syntax, or a bare integer of nanoseconds as in ContainerSSH's JSON.
+impl FromNode for Duration {
+    fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
+        match &node.value {
+            Value::Text(text) => parse_duration(text).or_else(|error| problem(node, error.to_string())),
+            Value::Int(nanos) => u64::try_from(*nanos)
+                .map(Self::from_nanos)
+                .or_else(|_| problem(node, "a duration can't be negative or longer than 584 years")),
+            _ => expected(node, "a duration such as 60s or 1m30s"),
+        }
+    }
+}
+
+impl FromNode for PathBuf {
+    fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
+        String::from_node(node).map(Self::from)
+    }
+}
+
+fn parsed<T: FromStr>(node: &Node, what: &str) -> Result<T, Vec<Problem>> {
+    let text = String::from_node(node)?;
+    text.parse().or_else(|_| problem(node, format!("{text:?} is not {what}")))
+}
+
+impl FromNode for IpAddr {
+    fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
+        parsed(node, "an IP address")
+    }
+}
+
+impl FromNode for SocketAddr {
+    fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
+        parsed(node, "an address with port, such as 0.0.0.0:2222 or [::]:2222")
+    }
+}
+
+impl<T: FromNode> FromNode for Vec<T> {
+    fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
+        let Value::List(items) = &node.value else { return expected(node, "a list") };
+        let parts = items.iter().enumerate().map(|(i, item)| (format!("[{i}]"), item));
+        collect(parts, |item| T::from_node(item)).map(|items| items.into_iter().map(|(_, item)| item).collect())
+    }
+}
+
+impl<T: FromNode> FromNode for BTreeMap<String, T> {
+    fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
+        let Value::Map(entries) = &node.value else { return expected(node, "a map") };
+        let parts = entries.iter().map(|(key, _, value)| (format!(".{key}"), value));
+        let values = collect(parts, |item| T::from_node(item))?;
+        Ok(entries.iter().map(|(key, ..)| key.clone()).zip(values.into_iter().map(|(_, value)| value)).collect())
+    }
+}
+
+fn collect<'a, T>(
+    parts: impl Iterator<Item = (String, &'a Rc<Node>)>,
+    read: impl Fn(&Node) -> Result<T, Vec<Problem>>,
+) -> Result<Vec<(String, T)>, Vec<Problem>> {
+    let (mut values, mut problems) = (Vec::new(), Vec::new());
+    for (step, node) in parts {
+        match read(node) {
+            Ok(value) => values.push((step, value)),
+            Err(found) => {
+                problems.extend(found.into_iter().map(|(at, path, text)| (at, format!("{step}{path}"), text)))
+            }
+        }
+    }
+    if problems.is_empty() { Ok(values) } else { Err(problems) }
+}
+
+/// Text that must not be shown: a password hash, a token, a private key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// Takes the text over.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(Zeroizing::new(text.into()))
+    }
+
+    /// The text. Don't log it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl FromNode for Secret {
+    fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
+        String::from_node(node).map(Self::new)
+    }
+}

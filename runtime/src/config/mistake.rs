@@ -1,0 +1,78 @@
+//! What is wrong with a configuration, and where.
+
+use std::{cell::RefCell, fmt, rc::Rc};
+
+/// One mistake: file, line, column, path and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// The file's name as it was given.
+    pub file: String,
+    /// From 1; 0 = the file as a whole.
+    pub line: u64,
+    /// From 1; 0 = the file as a whole.
+    pub column: u64,
+    /// Dotted, for example `kubernetes.pod.spec.containers[0].image`; empty = the whole document.
+    pub path: String,
+    /// What is wrong and what would be right. Never repeats the value of a secret.
+    pub message: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file)?;
+        if self.line > 0 {
+            write!(f, ":{}:{}", self.line, self.column)?;
+        }
+        if !self.path.is_empty() {
+            write!(f, ": {}", self.path)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+/// All mistakes of a configuration, in the order of the file; at least one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Mistakes(pub Vec<Mistake>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, mistake) in self.0.iter().enumerate() {
+            if i > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{mistake}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Where sections put what they find.
+#[derive(Debug, Clone)]
+pub(super) struct Sink {
+    file: Rc<str>,
+    found: Rc<RefCell<Vec<Mistake>>>,
+}
+
+impl Sink {
+    pub(super) fn new(file: &str) -> Self {
+        Self { file: file.into(), found: Rc::default() }
+    }
+
+    pub(super) fn add(&self, (line, column): (u64, u64), path: &str, message: impl Into<String>) {
+        self.found.borrow_mut().push(Mistake {
+            file: self.file.to_string(),
+            line,
+            column,
+            path: path.to_owned(),
+            message: message.into(),
+        });
+    }
+
+    /// What was found, in the order of the file, each once.
+    pub(super) fn finish(&self) -> Result<(), Mistakes> {
+        let mut found = self.found.take();
+        found.sort_by(|a, b| (a.line, a.column, &a.path).cmp(&(b.line, b.column, &b.path)));
+        found.dedup();
+        if found.is_empty() { Ok(()) } else { Err(Mistakes(found)) }
+    }
+}

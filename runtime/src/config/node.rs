@@ -1,0 +1,184 @@
+//! A document as a tree of values with positions.
+
+use super::{
+    mistake::{Mistake, Mistakes, Sink},
+    section::Section,
+};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_yaml::Spanned;
+use std::{fmt, fs, path::Path, rc::Rc};
+
+/// A larger file is refused before it is read.
+const MAX_FILE: u64 = 4 * 1024 * 1024;
+
+/// A value and where it stands.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub(super) value: Value,
+    /// Line and column, from 1.
+    pub(super) at: (u64, u64),
+}
+
+/// What a node holds. Scalars are resolved by YAML 1.2's core schema.
+#[derive(Debug, Clone)]
+pub(super) enum Value {
+    Null,
+    Bool(bool),
+    Int(i128),
+    Float(f64),
+    Text(String),
+    List(Vec<Rc<Node>>),
+    /// Keys with their own positions, in the order of the file.
+    Map(Vec<(String, (u64, u64), Rc<Node>)>),
+}
+
+impl Value {
+    /// What to call it in a message.
+    pub(super) const fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "nothing",
+            Self::Bool(_) => "true or false",
+            Self::Int(_) | Self::Float(_) => "a number",
+            Self::Text(_) => "text",
+            Self::List(_) => "a list",
+            Self::Map(_) => "a map",
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<Raw>::deserialize(deserializer)?;
+        Ok(Self { at: (spanned.referenced.line(), spanned.referenced.column()), value: spanned.value.0 })
+    }
+}
+
+struct Raw(Value);
+
+impl<'de> Deserialize<'de> for Raw {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RawVisitor).map(Raw)
+    }
+}
+
+struct RawVisitor;
+
+impl<'de> Visitor<'de> for RawVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Int(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Int(value.into()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Float(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::Text(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::Text(value))
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element::<Node>()? {
+            items.push(Rc::new(item));
+        }
+        Ok(Value::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(key) = map.next_key::<Spanned<String>>()? {
+            let at = (key.referenced.line(), key.referenced.column());
+            entries.push((key.value, at, Rc::new(map.next_value::<Node>()?)));
+        }
+        Ok(Value::Map(entries))
+    }
+}
+
+/// A configuration file, read and not yet interpreted.
+#[derive(Debug)]
+pub struct Document {
+    root: Rc<Node>,
+    sink: Sink,
+}
+
+impl Document {
+    /// Reads a file of at most 4 MiB.
+    pub fn read(path: &Path) -> Result<Self, Mistakes> {
+        let name = path.display().to_string();
+        let fail = |message: String| Err(whole(&name, message));
+        let text = match fs::metadata(path) {
+            Ok(meta) if meta.len() > MAX_FILE => return fail(format!("larger than {MAX_FILE} bytes")),
+            Ok(_) => fs::read_to_string(path),
+            Err(error) => Err(error),
+        };
+        match text {
+            Ok(text) => Self::parse(&name, &text),
+            Err(error) => fail(format!("can't be read: {error}")),
+        }
+    }
+
+    /// Reads text; `name` stands in messages.
+    pub fn parse(name: &str, text: &str) -> Result<Self, Mistakes> {
+        let root = if text.lines().all(|line| line.trim_start().starts_with('#') || line.trim().is_empty()) {
+            Node { value: Value::Map(Vec::new()), at: (1, 1) }
+        } else {
+            serde_yaml::from_str_with_options::<Node>(text, options()).map_err(|error| syntax(name, &error))?
+        };
+        Ok(Self { root: Rc::new(root), sink: Sink::new(name) })
+    }
+
+    /// The whole document as a section.
+    pub fn root(&self) -> Section {
+        Section::new(Some(Rc::clone(&self.root)), self.root.at, String::new(), self.sink.clone())
+    }
+
+    /// Every mistake that the sections found, once they are dropped.
+    pub fn finish(self) -> Result<(), Mistakes> {
+        self.sink.finish()
+    }
+}
+
+/// YAML 1.2's booleans only: `y`, `no` and `on` are text, as in every current Kubernetes tool.
+fn options() -> serde_yaml::Options {
+    serde_yaml::options! { strict_booleans: true, leading_zero_numbers_as_strings: true }
+}
+
+fn whole(name: &str, message: String) -> Mistakes {
+    Mistakes(vec![Mistake { file: name.to_owned(), line: 0, column: 0, path: String::new(), message }])
+}
+
+fn syntax(name: &str, error: &serde_yaml::Error) -> Mistakes {
+    let error = error.without_snippet();
+    let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
+    Mistakes(vec![Mistake { file: name.to_owned(), line, column, path: String::new(), message: error.to_string() }])
+}

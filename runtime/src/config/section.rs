@@ -1,0 +1,246 @@
+//! A map of a configuration, read key by key.
+
+use super::{
+    convert::FromNode,
+    mistake::Sink,
+    node::{Node, Value},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value as Json;
+use std::{collections::BTreeSet, rc::Rc};
+
+/// A map of a configuration file, or the absence of one. Keys that were never asked for are mistakes, reported when
+/// the section is dropped.
+#[derive(Debug)]
+pub struct Section {
+    node: Option<Rc<Node>>,
+    at: (u64, u64),
+    path: String,
+    known: BTreeSet<String>,
+    sink: Sink,
+}
+
+impl Section {
+    pub(super) fn new(node: Option<Rc<Node>>, at: (u64, u64), path: String, sink: Sink) -> Self {
+        let node = match node {
+            Some(node) if matches!(node.value, Value::Null) => None,
+            Some(node) if !matches!(node.value, Value::Map(_)) => {
+                sink.add(node.at, &path, format!("expected a map, found {}", node.value.kind()));
+                None
+            }
+            node => node,
+        };
+        Self { node, at, path, known: BTreeSet::new(), sink }
+    }
+
+    /// The dotted path of this section; empty = the whole document.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether the key is there with a value. Does not count as reading it.
+    pub fn has(&self, key: &str) -> bool {
+        self.find(key).is_some()
+    }
+
+    /// A sub-map; an absent one reads as empty.
+    pub fn section(&mut self, key: &str) -> Self {
+        self.known.insert(key.to_owned());
+        let node = self.find(key);
+        let at = node.as_ref().map_or(self.at, |node| node.at);
+        Self::new(node, at, self.below(key), self.sink.clone())
+    }
+
+    /// A list of maps; an absent one reads as empty.
+    pub fn list(&mut self, key: &str) -> Vec<Self> {
+        self.known.insert(key.to_owned());
+        let Some(node) = self.find(key) else { return Vec::new() };
+        let Value::List(items) = &node.value else {
+            self.sink.add(node.at, &self.below(key), format!("expected a list, found {}", node.value.kind()));
+            return Vec::new();
+        };
+        let path = self.below(key);
+        items
+            .iter()
+            .enumerate()
+            .map(|(i, item)| Self::new(Some(Rc::clone(item)), item.at, format!("{path}[{i}]"), self.sink.clone()))
+            .collect()
+    }
+
+    /// A value; `None` where it is absent or wrong (then a mistake is recorded).
+    pub fn get<T: FromNode>(&mut self, key: &str) -> Option<T> {
+        self.known.insert(key.to_owned());
+        let node = self.find(key)?;
+        match T::from_node(&node) {
+            Ok(value) => Some(value),
+            Err(problems) => {
+                for (at, step, message) in problems {
+                    self.sink.add(at, &format!("{}{step}", self.below(key)), message);
+                }
+                None
+            }
+        }
+    }
+
+    /// A value, or a default where it is absent or wrong.
+    pub fn or<T: FromNode>(&mut self, key: &str, default: T) -> T {
+        self.get(key).unwrap_or(default)
+    }
+
+    /// A value that must be there.
+    pub fn required<T: FromNode>(&mut self, key: &str) -> Option<T> {
+        if !self.has(key) {
+            self.known.insert(key.to_owned());
+            self.sink.add(self.at, &self.below(key), "is missing");
+            return None;
+        }
+        self.get(key)
+    }
+
+    /// A value of a type with its own serde form (Kubernetes objects), strictly: a key that the type does not know is a
+    /// mistake. Such types ignore unknown keys, so what was read is written again and compared.
+    pub fn serde<T: DeserializeOwned + Serialize>(&mut self, key: &str) -> Option<T> {
+        self.known.insert(key.to_owned());
+        let node = self.find(key)?;
+        let path = self.below(key);
+        let given = json(&node);
+        let value: T = match serde_path_to_error::deserialize(&given) {
+            Ok(value) => value,
+            Err(error) => {
+                let step = error.path().to_string();
+                let step = if step == "." { String::new() } else { step };
+                let dot = if step.is_empty() || step.starts_with('[') { "" } else { "." };
+                let at = descend(&node, &step).map_or(node.at, |node| node.at);
+                self.sink.add(at, &format!("{path}{dot}{step}"), error.inner().to_string());
+                return None;
+            }
+        };
+        let kept = serde_json::to_value(&value).unwrap_or_default();
+        self.unknown_keys(&node, &kept, &path);
+        Some(value)
+    }
+
+    /// A key that belongs to another program.
+    pub fn ignore(&mut self, key: &str) {
+        self.known.insert(key.to_owned());
+    }
+
+    /// A key that is known but not built; a mistake where it is present.
+    pub fn refuse(&mut self, key: &str, why: &str) {
+        self.known.insert(key.to_owned());
+        if let Some(at) = self.key_position(key) {
+            self.sink.add(at, &self.below(key), format!("is not supported: {why}"));
+        }
+    }
+
+    /// Records a mistake at the key's value, or at the section where it is absent.
+    pub fn mistake(&self, key: &str, message: impl Into<String>) {
+        let at = self.find(key).map_or(self.at, |node| node.at);
+        self.sink.add(at, &self.below(key), message);
+    }
+
+    fn below(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    fn entries(&self) -> &[(String, (u64, u64), Rc<Node>)] {
+        match self.node.as_deref() {
+            Some(Node { value: Value::Map(entries), .. }) => entries,
+            _ => &[],
+        }
+    }
+
+    /// An explicit null counts as absent, as in Go's readers.
+    fn find(&self, key: &str) -> Option<Rc<Node>> {
+        let (_, _, node) = self.entries().iter().find(|(name, ..)| name == key)?;
+        (!matches!(node.value, Value::Null)).then(|| Rc::clone(node))
+    }
+
+    fn key_position(&self, key: &str) -> Option<(u64, u64)> {
+        self.entries().iter().find(|(name, ..)| name == key).map(|(_, at, _)| *at)
+    }
+
+    fn unknown_keys(&self, given: &Node, kept: &Json, path: &str) {
+        match (&given.value, kept) {
+            (Value::Map(entries), Json::Object(fields)) => {
+                for (key, at, node) in entries {
+                    let path = format!("{path}.{key}");
+                    match fields.get(key) {
+                        Some(kept) => self.unknown_keys(node, kept, &path),
+                        // Written only when they say something: null and empty values say the same as absence.
+                        None if empty(node) => {}
+                        None => {
+                            let hint = suggest(key, fields.keys().map(String::as_str));
+                            self.sink.add(*at, &path, format!("unknown key{hint}"));
+                        }
+                    }
+                }
+            }
+            (Value::List(items), Json::Array(kept)) => {
+                for (i, (node, kept)) in items.iter().zip(kept).enumerate() {
+                    self.unknown_keys(node, kept, &format!("{path}[{i}]"));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Section {
+    fn drop(&mut self) {
+        for (key, at, _) in self.entries() {
+            if !self.known.contains(key) {
+                let hint = suggest(key, self.known.iter().map(String::as_str));
+                self.sink.add(*at, &self.below(key), format!("unknown key{hint}"));
+            }
+        }
+    }
+}
+
+fn empty(node: &Node) -> bool {
+    match &node.value {
+        Value::Null => true,
+        Value::List(items) => items.is_empty(),
+        Value::Map(entries) => entries.is_empty(),
+        Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Text(_) => false,
+    }
+}
+
+fn suggest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let near = |name: &&str| strsim::damerau_levenshtein(&name.to_lowercase(), &key.to_lowercase());
+    match known.map(|name| (near(&name), name)).min() {
+        Some((distance, name)) if distance <= 1 + key.len() / 4 => format!("; did you mean {name}?"),
+        _ => String::new(),
+    }
+}
+
+/// The node as JSON. Integers beyond JSON's are written as floats, which no Kubernetes field takes silently.
+fn json(node: &Node) -> Json {
+    match &node.value {
+        Value::Null => Json::Null,
+        Value::Bool(value) => Json::Bool(*value),
+        Value::Int(value) => match (i64::try_from(*value), u64::try_from(*value)) {
+            (Ok(value), _) => value.into(),
+            (_, Ok(value)) => value.into(),
+            _ => (*value as f64).into(),
+        },
+        Value::Float(value) => (*value).into(),
+        Value::Text(text) => Json::String(text.clone()),
+        Value::List(items) => Json::Array(items.iter().map(|item| json(item)).collect()),
+        Value::Map(entries) => Json::Object(entries.iter().map(|(key, _, value)| (key.clone(), json(value))).collect()),
+    }
+}
+
+/// Follows a serde path such as `containers[0].image`.
+fn descend(node: &Rc<Node>, path: &str) -> Option<Rc<Node>> {
+    let mut node = Rc::clone(node);
+    for step in path.split(['.', '[']).map(|step| step.trim_end_matches(']')).filter(|step| !step.is_empty()) {
+        let next = match &node.value {
+            Value::Map(entries) => entries.iter().find(|(key, ..)| key == step).map(|(_, _, value)| Rc::clone(value)),
+            Value::List(items) => step.parse::<usize>().ok().and_then(|i| items.get(i)).map(Rc::clone),
+            _ => None,
+        };
+        node = next?;
+    }
+    Some(node)
+}

@@ -1,0 +1,117 @@
+use super::*;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+fn mistakes(text: &str, read: impl FnOnce(&mut Section)) -> Vec<String> {
+    let document = match Document::parse("f.yaml", text) {
+        Ok(document) => document,
+        Err(mistakes) => return mistakes.0.iter().map(ToString::to_string).collect(),
+    };
+    read(&mut document.root());
+    document.finish().err().map(|all| all.0.iter().map(ToString::to_string).collect()).unwrap_or_default()
+}
+
+#[test]
+fn every_mistake_is_listed_in_order_with_its_place() {
+    let text =
+        "ssh:\n  listen: nowhere\n  clientAliveIntervall: 5s\n  max: -1\nusers:\n- name: 5\n- nme: a\nother: 1\n";
+    let found = mistakes(text, |root| {
+        let mut ssh = root.section("ssh");
+        ssh.get::<std::net::SocketAddr>("listen");
+        ssh.get::<Duration>("clientAliveInterval");
+        ssh.get::<u16>("max");
+        for mut user in root.list("users") {
+            user.required::<String>("name");
+        }
+    });
+    assert_eq!(
+        found,
+        [
+            "f.yaml:2:11: ssh.listen: \"nowhere\" is not an address with port, such as 0.0.0.0:2222 or [::]:2222",
+            "f.yaml:3:3: ssh.clientAliveIntervall: unknown key; did you mean clientAliveInterval?",
+            "f.yaml:4:8: ssh.max: -1 is out of range: expected 0 to 65535",
+            "f.yaml:6:9: users[0].name: expected text, found a number: put it in quotes",
+            "f.yaml:7:3: users[1].name: is missing",
+            "f.yaml:7:3: users[1].nme: unknown key; did you mean name?",
+            "f.yaml:8:1: other: unknown key",
+        ]
+    );
+}
+
+#[test]
+fn what_is_right_is_read() {
+    let text = "a: {b: [1m30s, 5], c: {x: y}, d: true}\ne:\n";
+    let found = mistakes(text, |root| {
+        let mut a = root.section("a");
+        assert_eq!(a.get("b"), Some(vec![Duration::from_secs(90), Duration::from_nanos(5)]));
+        let c: std::collections::BTreeMap<String, String> = a.get("c").expect("a map");
+        assert_eq!(c["x"], "y");
+        assert_eq!(a.get("d"), Some(true));
+        assert_eq!(root.or("e", 7u32), 7);
+        assert!(!root.has("e") && !root.section("gone").has("x"));
+    });
+    assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
+fn bad_yaml_says_where() {
+    for (text, line) in [("a: [1", 1), ("a: 1\na: 2\n", 2), ("a:\n\t- b\n", 2), ("a: *nothing\n", 1)] {
+        let found = mistakes(text, |_| {});
+        assert_eq!(found.len(), 1, "{text:?}: {found:?}");
+        assert!(found[0].starts_with(&format!("f.yaml:{line}:")), "{text:?}: {found:?}");
+    }
+    assert!(mistakes("# only a comment\n", |_| {}).is_empty());
+    assert!(mistakes("", |_| {}).is_empty());
+    assert_eq!(mistakes("- a\n", |_| {}), ["f.yaml:1:1: expected a map, found a list"]);
+}
+
+#[test]
+fn what_is_not_built_is_refused_by_name() {
+    let found = mistakes("audit: {}\n", |root| root.refuse("audit", "there is no audit log yet"));
+    assert_eq!(found, ["f.yaml:1:1: audit: is not supported: there is no audit log yet"]);
+}
+
+#[derive(Debug, Default, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_name: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    containers: Vec<Container>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default)]
+struct Container {
+    image: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+}
+
+#[test]
+fn foreign_types_are_read_strictly() {
+    let text = "spec:\n  hostNme: a\n  containers:\n  - image: i\n    prt: 5\n";
+    let found = mistakes(text, |root| assert!(root.serde::<Spec>("spec").is_some()));
+    assert_eq!(found[0], "f.yaml:2:3: spec.hostNme: unknown key");
+    assert_eq!(found[1], "f.yaml:5:5: spec.containers[0].prt: unknown key");
+    let text = "spec:\n  containers:\n  - image: i\n    port: many\n";
+    let found = mistakes(text, |root| assert!(root.serde::<Spec>("spec").is_none()));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("f.yaml:4:11: spec.containers[0].port: invalid type: string"), "{found:?}");
+}
+
+#[test]
+fn a_merge_key_is_merged() {
+    let text = "base: &base {x: 1, y: 2}\na:\n  <<: *base\n  y: 3\n";
+    let found = mistakes(text, |root| {
+        root.ignore("base");
+        let mut a = root.section("a");
+        assert_eq!((a.get("x"), a.get("y")), (Some(1u32), Some(3u32)));
+    });
+    assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
+fn a_secret_is_never_shown() {
+    assert_eq!(format!("{:?}", Secret::new("hunter2")), "***");
+}
