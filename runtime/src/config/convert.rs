@@ -141,7 +141,7 @@ fn collect<'a, T>(
         match read(node) {
             Ok(value) => values.push((step, value)),
             Err(found) => {
-                problems.extend(found.into_iter().map(|(at, path, text)| (at, format!("{step}{path}"), text)))
+                problems.extend(found.into_iter().map(|(at, path, text)| (at, format!("{step}{path}"), text)));
             }
         }
     }

@@ -71,18 +71,15 @@ pub fn format_duration(duration: Duration) -> String {
     if nanos < 1_000_000_000 {
         return decimal(nanos, 1_000_000, "ms");
     }
-    let mut text = String::new();
-    if hours > 0 {
-        text += &format!("{hours}h");
-    }
-    if minutes > 0 {
-        text += &format!("{minutes}m");
-    }
     let seconds = nanos % 60_000_000_000;
-    if seconds > 0 {
-        text += &decimal(seconds, 1_000_000_000, "s");
-    }
-    text
+    [
+        (hours > 0).then(|| format!("{hours}h")),
+        (minutes > 0).then(|| format!("{minutes}m")),
+        (seconds > 0).then(|| decimal(seconds, 1_000_000_000, "s")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn decimal(nanos: u128, scale: u128, unit: &str) -> String {

@@ -44,6 +44,7 @@ impl Section {
     }
 
     /// A sub-map; an absent one reads as empty.
+    #[must_use]
     pub fn section(&mut self, key: &str) -> Self {
         self.known.insert(key.to_owned());
         let node = self.find(key);
