@@ -46,8 +46,8 @@ impl Options {
             grace: Duration::from_secs(30),
             shutdown_grace: Duration::ZERO,
             backoff: Duration::from_secs(1),
-            max_backoff: Duration::from_secs(300),
-            bookmarks: Duration::from_secs(60),
+            max_backoff: Duration::from_mins(5),
+            bookmarks: Duration::from_mins(1),
             namespaces: Vec::new(),
         }
     }

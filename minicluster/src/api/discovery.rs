@@ -78,10 +78,8 @@ fn openapi(group: &str, version: &str) -> Value {
     let mut paths = Map::new();
     for kind in Kind::ALL.into_iter().filter(|kind| kind.group() == group) {
         let base = if group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{group}/v1") };
-        let path = match kind.namespaced() {
-            true => format!("{base}/namespaces/{{namespace}}/{}", kind.plural()),
-            false => format!("{base}/{}", kind.plural()),
-        };
+        let scope = if kind.namespaced() { "/namespaces/{namespace}" } else { "" };
+        let path = format!("{base}{scope}/{}", kind.plural());
         let gvk = json!({ "group": group, "version": "v1", "kind": kind.kind() });
         let parameters = json!([
             { "name": "fieldValidation", "in": "query", "schema": { "type": "string" } },

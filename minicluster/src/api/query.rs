@@ -56,7 +56,9 @@ fn decode(text: &str) -> Result<String, ApiError> {
             b'+' => b' ',
             b'%' => {
                 let digits = [rest.next().ok_or_else(wrong)?, rest.next().ok_or_else(wrong)?];
-                let digits = std::str::from_utf8(&digits).map_err(|_| wrong())?;
+                // `from_str_radix` would take a sign too.
+                let hex = digits.iter().all(u8::is_ascii_hexdigit);
+                let digits = std::str::from_utf8(&digits).ok().filter(|_| hex).ok_or_else(wrong)?;
                 u8::from_str_radix(digits, 16).map_err(|_| wrong())?
             }
             other => other,

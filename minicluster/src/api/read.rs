@@ -187,7 +187,7 @@ impl Watch {
     }
 
     async fn wait(&mut self) {
-        let never = Instant::now() + Duration::from_secs(86400 * 365);
+        let never = Instant::now() + Duration::from_hours(24 * 365);
         let bookmark_at = self.bookmarks.map_or(never, |every| Instant::now() + every);
         tokio::select! {
             _ = self.changed.changed() => {}

@@ -13,15 +13,15 @@ pub(super) fn is_wanted(headers: &HeaderMap) -> bool {
 
 pub(super) fn of_object(pod: &Value) -> Value {
     let metadata = json!({ "resourceVersion": text(pod, "/metadata/resourceVersion") });
-    table(metadata, vec![row(pod)])
+    table(&metadata, &[row(pod)])
 }
 
 pub(super) fn of_list(list: &Value) -> Value {
-    let rows = list.get("items").and_then(Value::as_array).into_iter().flatten().map(row).collect();
-    table(list.get("metadata").cloned().unwrap_or_else(|| json!({})), rows)
+    let rows: Vec<Value> = list.get("items").and_then(Value::as_array).into_iter().flatten().map(row).collect();
+    table(&list.get("metadata").cloned().unwrap_or_else(|| json!({})), &rows)
 }
 
-fn table(metadata: Value, rows: Vec<Value>) -> Value {
+fn table(metadata: &Value, rows: &[Value]) -> Value {
     let column = |name: &str, format: &str| json!({ "name": name, "type": "string", "format": format, "description": "", "priority": 0 });
     json!({
         "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "rows": rows,
@@ -56,7 +56,7 @@ fn state(pod: &Value, statuses: &[Value]) -> String {
 }
 
 fn age(pod: &Value) -> String {
-    let Ok(created) = text(pod, "/metadata/creationTimestamp").parse::<jiff::Timestamp>() else { return "".into() };
+    let Ok(created) = text(pod, "/metadata/creationTimestamp").parse::<jiff::Timestamp>() else { return String::new() };
     let seconds = jiff::Timestamp::now().duration_since(created).as_secs().max(0);
     match seconds {
         0..120 => format!("{seconds}s"),

@@ -397,10 +397,9 @@ impl Api {
             return Ok(marked);
         }
         // Without grace the object goes at once, whatever the processes do; the kubelet ends them.
-        let gone = self.store.delete(key, |pod| match text(pod, "/metadata/uid") == uid {
-            true => Ok(()),
-            false => Err(ApiError::not_found(key.kind, &key.name)),
-        });
+        let same = |pod: &Value| text(pod, "/metadata/uid") == uid;
+        let other = || ApiError::not_found(key.kind, &key.name);
+        let gone = self.store.delete(key, |pod| same(pod).then_some(()).ok_or_else(other));
         Ok(gone.unwrap_or(marked))
     }
 

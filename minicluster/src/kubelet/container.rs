@@ -43,7 +43,7 @@ const MESSAGE: usize = 4096;
 const MESSAGE_FROM_LOG: usize = 2048;
 const DEFAULT_MESSAGE_PATH: &str = "/dev/termination-log";
 /// A container that ran so long is restarted at once again (the kubelet's rule).
-const STABLE: Duration = Duration::from_secs(600);
+const STABLE: Duration = Duration::from_mins(10);
 
 /// A running container.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ impl ContainerTask {
                 Ok((live, started)) => self.attend(live, started).await,
                 Err(Refused::Runtime(message)) => {
                     self.note(true, "Failed", &format!("Error: {message}"));
-                    self.not_started(message)
+                    Self::not_started(message)
                 }
                 Err(Refused::Waiting { reason, message }) => {
                     self.note(true, "Failed", &format!("Error: {message}"));
@@ -444,7 +444,7 @@ impl ContainerTask {
         (!tail.is_empty()).then(|| text(&tail, MESSAGE_FROM_LOG))
     }
 
-    fn not_started(&self, message: String) -> Terminated {
+    fn not_started(message: String) -> Terminated {
         let now = now();
         let id = format!("minicluster://{}", new_uid());
         Terminated {

@@ -158,9 +158,8 @@ fn phase(pod: &Pod, course: &Course, views: &[View]) -> &'static str {
     let mut failed = 0;
     for view in views {
         match &view.state {
-            State::Running { .. } => {}
             State::Waiting { .. } if view.last.is_none() => return "Pending",
-            State::Waiting { .. } => {}
+            State::Running { .. } | State::Waiting { .. } => {}
             State::Terminated(ended) if ended.code == 0 => succeeded += 1,
             State::Terminated(_) => failed += 1,
         }
