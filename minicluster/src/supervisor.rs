@@ -89,7 +89,9 @@ impl Supervisor {
         let (requests, queue) = mpsc::channel(QUEUE);
         let programs = Arc::new(Mutex::new(Programs::default()));
         let gone = CancellationToken::new();
-        tasks.spawn(write(queue, stdin));
+        let writer_gone = gone.clone();
+        // Not only until the last handle is dropped: a client that does not read may hold one.
+        tasks.spawn(async move { writer_gone.run_until_cancelled(write(queue, stdin)).await });
         tasks.spawn(read(child, stdout, programs.clone(), gone.clone()));
         Ok(Arc::new(Self { pid, requests, programs, gone }))
     }

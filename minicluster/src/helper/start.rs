@@ -3,6 +3,7 @@
 //! Arguments: the supervisor's pid, the terminal, stdin, stdout and stderr as paths (`-` for none), the executable, then all
 //! of argv. Its stdout is the supervisor's: a failure is written there as `ERRNO MESSAGE`; a success closes it, silently.
 
+use nix::sys::signal::SigSet;
 use rustix::process::{Signal, getppid, ioctl_tiocsctty, set_parent_process_death_signal, setsid};
 use std::{
     convert::Infallible,
@@ -36,6 +37,8 @@ fn launch(mut args: impl Iterator<Item = OsString>) -> io::Result<Infallible> {
     let (stdin, stdout, stderr) = (path(next()?), path(next()?), path(next()?));
     let (program, argv0) = (next()?, next()?);
 
+    // The supervisor blocks what it takes by signalfd, and `Command` lets a child inherit that.
+    SigSet::empty().thread_set_mask()?;
     setsid()?;
     // The supervisor kills what it has. If it is itself killed, at least the programs that it started go with it.
     set_parent_process_death_signal(Some(Signal::KILL))?;

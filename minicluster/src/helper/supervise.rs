@@ -79,7 +79,6 @@ impl Supervisor {
         for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
             mask.add(signal);
         }
-        // `Command` gives children an empty mask again.
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         Ok(Self { signals, programs: HashMap::new(), unread: Vec::new(), deaf: false })

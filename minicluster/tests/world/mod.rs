@@ -16,7 +16,7 @@ use kube::{
 };
 use podbay_minicluster::{Faults, Minicluster, Options, Process};
 use serde_json::{Value, json};
-use std::{future::Future, path::Path, time::Duration};
+use std::{fmt, future::Future, path::Path, time::Duration};
 use tokio::{net::TcpListener, time::timeout};
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
@@ -202,7 +202,7 @@ pub fn is_alive(pid: u32) -> bool {
 }
 
 /// What came out of an exec or attach.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Outcome {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
@@ -210,6 +210,22 @@ pub struct Outcome {
     pub status: Value,
     /// Whether a Close frame came.
     pub closed: bool,
+}
+
+/// Short, whatever it holds.
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let show = |bytes: &[u8]| {
+            let text: String = String::from_utf8_lossy(bytes).chars().take(500).collect();
+            format!("{} bytes: {text:?}", bytes.len())
+        };
+        f.debug_struct("Outcome")
+            .field("stdout", &show(&self.stdout))
+            .field("stderr", &show(&self.stderr))
+            .field("status", &self.status)
+            .field("closed", &self.closed)
+            .finish()
+    }
 }
 
 impl Outcome {
@@ -258,18 +274,7 @@ impl Stream {
 
     /// Takes in one message; false at the end.
     pub async fn step(&mut self) -> bool {
-        match within("a message", self.stream.next()).await {
-            Some(Ok(Message::Binary(data))) => {
-                take(&mut self.got, &data);
-                true
-            }
-            Some(Ok(Message::Close(_))) => {
-                self.got.closed = true;
-                true
-            }
-            Some(Ok(_)) => true,
-            Some(Err(_)) | None => false,
-        }
+        step(&mut self.stream, &mut self.got).await
     }
 
     /// Until stdout has a text.
@@ -277,6 +282,25 @@ impl Stream {
         while !self.got.stdout().contains(text) {
             assert!(self.step().await, "ended without {text:?}: {:?}", self.got);
         }
+    }
+
+    /// Sends all of it and the end of stdin, while it reads; until the end.
+    pub async fn feed(self, data: Vec<u8>) -> Outcome {
+        let Self { mut sink, mut stream, mut got } = self;
+        let writer = tokio::spawn(async move {
+            for part in data.chunks(32 * 1024) {
+                let mut message = vec![0];
+                message.extend(part);
+                // The program may have ended without reading all.
+                if sink.send(Message::Binary(message.into())).await.is_err() {
+                    return;
+                }
+            }
+            let _ = sink.send(Message::Binary(Bytes::from_static(&[255, 0]))).await;
+        });
+        while step(&mut stream, &mut got).await {}
+        writer.abort();
+        got
     }
 
     /// Until the end.
@@ -303,5 +327,20 @@ fn take(got: &mut Outcome, data: &Bytes) {
         }
         3 => {}
         other => panic!("channel {other}"),
+    }
+}
+
+async fn step(stream: &mut SplitStream<Socket>, got: &mut Outcome) -> bool {
+    match within("a message", stream.next()).await {
+        Some(Ok(Message::Binary(data))) => {
+            take(got, &data);
+            true
+        }
+        Some(Ok(Message::Close(_))) => {
+            got.closed = true;
+            true
+        }
+        Some(Ok(_)) => true,
+        Some(Err(_)) | None => false,
     }
 }
