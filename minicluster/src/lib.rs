@@ -45,9 +45,10 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
+    time::Duration,
 };
 use store::{Key, Store};
-use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -85,7 +86,7 @@ pub struct Minicluster {
     address: SocketAddr,
     stop: CancellationToken,
     server: Option<JoinHandle<()>>,
-    shutdown_grace: std::time::Duration,
+    shutdown_grace: Duration,
     // Last: removed when everything else is gone.
     state: StateDir,
 }
@@ -265,8 +266,12 @@ struct StateDir {
 enum Remove {
     All,
     Pods,
-    Temporary { _dir: TempDir },
 }
+
+/// Removing a directory that processes still use (after a drop without shutdown) can fail; it is tried so often, with this
+/// pause.
+const REMOVALS: u32 = 10;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(5);
 
 impl StateDir {
     fn make(path: Option<PathBuf>) -> Result<Self, StartError> {
@@ -277,8 +282,7 @@ impl StateDir {
         let (path, remove) = match path {
             None => {
                 let dir = tempfile::Builder::new().prefix("minicluster-").tempdir();
-                let dir = dir.map_err(failed(&std::env::temp_dir()))?;
-                (dir.path().to_owned(), Remove::Temporary { _dir: dir })
+                (dir.map_err(failed(&std::env::temp_dir()))?.keep(), Remove::All)
             }
             Some(path) if path.exists() => (path, Remove::Pods),
             Some(path) => {
@@ -295,14 +299,17 @@ impl StateDir {
 
 impl Drop for StateDir {
     fn drop(&mut self) {
-        let removed = match &self.remove {
-            Remove::All => fs::remove_dir_all(&self.path),
-            Remove::Pods => fs::remove_dir_all(&self.pods),
-            // By its own drop.
-            Remove::Temporary { .. } => Ok(()),
+        let path = match self.remove {
+            Remove::All => &self.path,
+            Remove::Pods => &self.pods,
         };
-        if let Err(error) = removed {
-            tracing::warn!(%error, path = %self.path.display(), "the state directory is left");
+        for last in (0..REMOVALS).map(|n| n + 1 == REMOVALS) {
+            match fs::remove_dir_all(path) {
+                Ok(()) => return,
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !path.exists() => return,
+                Err(error) if last => tracing::warn!(%error, path = %path.display(), "the state directory is left"),
+                Err(_) => thread::sleep(REMOVAL_PAUSE),
+            }
         }
     }
 }

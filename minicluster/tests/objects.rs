@@ -8,9 +8,9 @@ use k8s_openapi::api::{
     core::v1::{Namespace, Pod},
 };
 use kube::{
-    Api, Config, Error, ResourceExt as _,
+    Api, Config, Error, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, WatchEvent, WatchParams},
-    config::Kubeconfig,
+    config::{KubeConfigOptions, Kubeconfig},
     core::Status,
 };
 use podbay_minicluster::{Action, Minicluster, Options, StartError};
@@ -37,7 +37,7 @@ fn lease(name: &str) -> Lease {
 async fn who_shows_no_credentials_is_refused_and_a_bearer_token_is_as_good_as_a_certificate() {
     let world = World::start().await;
     let kubeconfig = Kubeconfig::from_yaml(world.cluster.kubeconfig()).expect("a kubeconfig");
-    let mut config = Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.expect("a config");
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.expect("a config");
     config.auth_info.client_certificate_data = None;
     config.auth_info.client_key_data = None;
     let pods = |config: Config| Api::<Pod>::default_namespaced(kube::Client::try_from(config).expect("a client"));
@@ -114,7 +114,7 @@ async fn lists_are_selected_and_paged_from_one_moment() {
     leases.delete("l3", &DeleteParams::default()).await.expect("deleted");
     leases.create(&PostParams::default(), &lease("l9")).await.expect("created");
     let rest = leases.list(&ListParams::default().continue_token(&token)).await.expect("the rest");
-    assert_eq!(rest.items.iter().map(|lease| lease.name_any()).collect::<Vec<_>>(), ["l2", "l3", "l4"]);
+    assert_eq!(rest.items.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), ["l2", "l3", "l4"]);
 
     let by_name = leases.list(&ListParams::default().fields("metadata.name=l1").labels("kind in (test)")).await;
     assert_eq!(by_name.expect("a list").items.len(), 1);

@@ -4,7 +4,7 @@ mod world;
 
 use futures::StreamExt as _;
 use kube::ResourceExt as _;
-use kube::api::{DeleteParams, Preconditions, WatchEvent, WatchParams};
+use kube::api::{DeleteParams, LogParams, Preconditions, WatchEvent, WatchParams};
 use podbay_minicluster::{Action, Fault, On, faults::Pull, image::Image};
 use serde_json::json;
 use std::{fs, time::Duration};
@@ -28,7 +28,7 @@ async fn a_program_ends_with_its_code_and_its_message() {
     assert_eq!(bad.pointer("/terminated/message"), Some(&json!("why")));
     let killed = state(&world.wait("killed", "ended", |pod| phase(pod) == "Failed").await, "main");
     assert_eq!(killed.pointer("/terminated/exitCode"), Some(&json!(137)));
-    assert_eq!(world.pods().logs("good", &Default::default()).await.expect("a log"), "done\n");
+    assert_eq!(world.pods().logs("good", &LogParams::default()).await.expect("a log"), "done\n");
     world.end().await;
 }
 
@@ -52,7 +52,7 @@ async fn a_pod_has_its_own_directory_its_environment_and_what_the_spec_says() {
     world.run(&pod).await;
     world.run(&idle("q")).await;
     let log = until("a log", || async {
-        world.pods().logs("p", &Default::default()).await.ok().filter(|log| log.lines().count() == 2)
+        world.pods().logs("p", &LogParams::default()).await.ok().filter(|log| log.lines().count() == 2)
     })
     .await;
     let (first, cwd) = log.split_once('\n').expect("two lines");

@@ -1,5 +1,6 @@
 //! The API server: requests in, answers out.
 
+mod delete;
 mod discovery;
 mod log;
 mod query;
@@ -164,7 +165,7 @@ impl Api {
     /// Answers a request.
     pub async fn answer(
         self: Arc<Self>,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         connection: Connection,
     ) -> Result<Response<Body>, Cut> {
         let bearer = format!("Bearer {}", self.token);
@@ -178,8 +179,16 @@ impl Api {
             Ok(parsed) => parsed,
             Err(error) => return Ok(failure(&error)),
         };
+        // Taken out before the body is read, which consumes the request. Only exec and attach use it.
+        let upgrade = hyper::upgrade::on(&mut request);
+        let request = match read(request).await {
+            Ok(request) => request,
+            Err(error) => return Ok(failure(&error)),
+        };
         let objects = match route {
-            Route::Admin(admin) => return Ok(self.admin(admin, request).await.unwrap_or_else(|error| failure(&error))),
+            Route::Admin(admin) => {
+                return Ok(self.admin(admin, &request).await.unwrap_or_else(|error| failure(&error)));
+            }
             Route::Fixed(path) => return self.fixed(&path).await,
             Route::Objects(objects) => objects,
         };
@@ -188,13 +197,19 @@ impl Api {
             Err(error) => return Ok(failure(&error)),
         };
         let namespace = objects.namespace.clone().unwrap_or_default();
-        let cut = connection.cut.clone();
-        let lose = match self.meet_fate(verb, &objects.resource(), &namespace, objects.name(), &cut).await {
+        let name = match &objects.target {
+            Target::All if verb == "create" => write::name_in(request.body()),
+            _ => objects.name().to_owned(),
+        };
+        let lose = match self.meet_fate(verb, &objects.resource(), &namespace, &name, &connection.cut).await {
             Ok(lose) => lose,
             Err(Outcome::Cut) => return Err(Cut),
             Err(Outcome::Answer(response)) => return Ok(*response),
         };
-        let response = self.objects(verb, objects, query, request, connection).await;
+        let response = match &objects.target {
+            Target::Exec(_) | Target::Attach(_) => self.stream(&objects, &query, &request, upgrade, connection),
+            Target::All | Target::One(_) | Target::Log(_) => self.objects(verb, &objects, &query, &request),
+        };
         if lose { Err(Cut) } else { Ok(response.unwrap_or_else(|error| failure(&error))) }
     }
 
@@ -248,32 +263,29 @@ impl Api {
         })
     }
 
-    async fn objects(
+    fn objects(
         self: &Arc<Self>,
         verb: &'static str,
-        objects: Objects,
-        query: Query,
-        request: Request<Incoming>,
-        connection: Connection,
+        objects: &Objects,
+        query: &Query,
+        request: &Request<Bytes>,
     ) -> Result<Response<Body>, ApiError> {
         match (&objects.target, request.method()) {
-            (Target::Exec(_) | Target::Attach(_), _) => self.stream(&objects, &query, request, connection),
-            (Target::Log(name), &Method::GET) => self.log(&objects, name, &query),
-            (Target::All | Target::One(_), &Method::GET) => self.read(verb, &objects, &query, request.headers()),
-            (Target::All, &Method::POST) => self.create(&objects, &query, request).await,
-            (Target::One(name), &Method::PUT) => self.update(&objects, name, &query, request).await,
-            (Target::One(name), &Method::PATCH) => self.patch(&objects, name, &query, request).await,
-            (Target::One(name), &Method::DELETE) => self.delete(&objects, name, &query, request).await,
-            (Target::All, &Method::DELETE) => self.delete_all(&objects, &query, request).await,
+            (Target::Log(name), &Method::GET) => self.log(objects, name, query),
+            (Target::All | Target::One(_), &Method::GET) => self.read(verb, objects, query, request.headers()),
+            (Target::All, &Method::POST) => self.create(objects, query, request),
+            (Target::One(name), &Method::PUT) => self.update(objects, name, query, request),
+            (Target::One(name), &Method::PATCH) => self.patch(objects, name, query, request),
+            (Target::One(name), &Method::DELETE) => self.delete(objects, name, query, request),
+            (Target::All, &Method::DELETE) => self.delete_all(objects, query, request),
             _ => Err(ApiError::method_not_allowed()),
         }
     }
 
-    async fn admin(&self, admin: Admin, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+    async fn admin(&self, admin: Admin, request: &Request<Bytes>) -> Result<Response<Body>, ApiError> {
         let value = match (admin, request.method()) {
             (Admin::Faults, &Method::POST) => {
-                let body = body(request).await?;
-                let command = serde_json::from_slice(&body)
+                let command = serde_json::from_slice(request.body())
                     .map_err(|error| ApiError::bad_request(format!("not a command: {error}")))?;
                 match command {
                     Command::Add(fault) => json!({ "id": self.faults.add(fault) }),
@@ -330,10 +342,11 @@ fn warn(response: &mut Response<Body>, warnings: &[String]) {
     }
 }
 
-/// A request's body.
-async fn body(request: Request<Incoming>) -> Result<Bytes, ApiError> {
-    match Limited::new(request.into_body(), MAX_BODY).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
+/// A request with its body.
+async fn read(request: Request<Incoming>) -> Result<Request<Bytes>, ApiError> {
+    let (head, body) = request.into_parts();
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => Ok(Request::from_parts(head, body.to_bytes())),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
             Err(ApiError::new(413, "RequestEntityTooLarge", format!("limit is {MAX_BODY}")))
         }

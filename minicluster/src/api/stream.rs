@@ -17,13 +17,14 @@ use crate::{
     stdio::Wanted,
     store::{Key, text},
 };
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode,
     header::{
         CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
     },
 };
-use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use session::{Job, Session};
 use std::sync::Arc;
@@ -66,7 +67,8 @@ impl Api {
         self: &Arc<Self>,
         objects: &Objects,
         query: &Query,
-        mut request: Request<Incoming>,
+        request: &Request<Bytes>,
+        upgraded: OnUpgrade,
         connection: Connection,
     ) -> Result<Response<Body>, ApiError> {
         let name = objects.name();
@@ -97,7 +99,6 @@ impl Api {
         let mut breaks = self.breaks.subscribe();
         breaks.mark_unchanged();
         let session = Session { job, wanted, protocol, breaks, faults: self.faults.clone() };
-        let upgraded = hyper::upgrade::on(&mut request);
         self.tasks.spawn(async move {
             let work = async {
                 match upgraded.await {

@@ -6,6 +6,7 @@ mod events;
 pub(crate) mod hub;
 pub(crate) mod log;
 mod pod;
+mod pull;
 pub(crate) mod view;
 
 use crate::{

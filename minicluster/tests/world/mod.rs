@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, Client, Config,
     api::{AttachParams, DeleteParams, PostParams},
-    config::Kubeconfig,
+    config::{KubeConfigOptions, Kubeconfig},
 };
 use podbay_minicluster::{Faults, Minicluster, Options, Process};
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ use tokio::{net::TcpListener, time::timeout};
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
 /// Longer than anything takes on a busy machine; nothing waits for it unless it fails.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_mins(1);
 
 pub type Socket = WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>;
 
@@ -56,11 +56,12 @@ pub async fn options() -> Options {
 
 pub async fn client(kubeconfig: &str) -> Client {
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig).expect("a kubeconfig");
-    let mut config = Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await.expect("a config");
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.expect("a config");
     config.default_retry = false;
     Client::try_from(config).expect("a client")
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "callers write json! in place")]
 pub fn pod_of(name: &str, spec: Value) -> Pod {
     serde_json::from_value(json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "labels": { "app": name } }, "spec": spec,
@@ -249,14 +250,14 @@ impl Outcome {
 
 pub struct Stream {
     pub sink: SplitSink<Socket, Message>,
-    pub stream: SplitStream<Socket>,
+    pub source: SplitStream<Socket>,
     pub got: Outcome,
 }
 
 impl Stream {
     fn new(socket: Socket) -> Self {
-        let (sink, stream) = socket.split();
-        Self { sink, stream, got: Outcome::default() }
+        let (sink, source) = socket.split();
+        Self { sink, source, got: Outcome::default() }
     }
 
     pub async fn send(&mut self, channel: u8, data: &[u8]) {
@@ -274,7 +275,7 @@ impl Stream {
 
     /// Takes in one message; false at the end.
     pub async fn step(&mut self) -> bool {
-        step(&mut self.stream, &mut self.got).await
+        step(&mut self.source, &mut self.got).await
     }
 
     /// Until stdout has a text.
@@ -286,7 +287,7 @@ impl Stream {
 
     /// Sends all of it and the end of stdin, while it reads; until the end.
     pub async fn feed(self, data: Vec<u8>) -> Outcome {
-        let Self { mut sink, mut stream, mut got } = self;
+        let Self { mut sink, mut source, mut got } = self;
         let writer = tokio::spawn(async move {
             for part in data.chunks(32 * 1024) {
                 let mut message = vec![0];
@@ -298,7 +299,7 @@ impl Stream {
             }
             let _ = sink.send(Message::Binary(Bytes::from_static(&[255, 0]))).await;
         });
-        while step(&mut stream, &mut got).await {}
+        while step(&mut source, &mut got).await {}
         writer.abort();
         got
     }
