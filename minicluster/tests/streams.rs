@@ -122,7 +122,8 @@ async fn a_terminal_has_the_size_that_it_is_given_and_is_hung_up_at_the_end() {
     shell.until_stdout("37 101\r\n").await;
     shell.until_stdout("/dev/pts/").await;
     shell.until_stdout("xterm").await;
-    shell.send(0, b"trap 'echo changed' WINCH; echo ready\r").await;
+    // Written such that the echo of what is typed is not taken for the answer.
+    shell.send(0, b"trap 'echo changed' WINCH; echo re''ady\r").await;
     shell.until_stdout("ready\r\n").await;
     shell.resize(80, 24).await;
     shell.send(0, b"sleep 0.1\r").await;

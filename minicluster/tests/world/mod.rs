@@ -217,7 +217,7 @@ pub struct Outcome {
 impl fmt::Debug for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let show = |bytes: &[u8]| {
-            let text: String = String::from_utf8_lossy(bytes).chars().take(500).collect();
+            let text: String = String::from_utf8_lossy(bytes).chars().take(2000).collect();
             format!("{} bytes: {text:?}", bytes.len())
         };
         f.debug_struct("Outcome")
@@ -332,7 +332,8 @@ fn take(got: &mut Outcome, data: &Bytes) {
 }
 
 async fn step(stream: &mut SplitStream<Socket>, got: &mut Outcome) -> bool {
-    match within("a message", stream.next()).await {
+    let next = timeout(DEADLINE, stream.next()).await;
+    match next.unwrap_or_else(|_| panic!("no message within {DEADLINE:?} after {got:?}")) {
         Some(Ok(Message::Binary(data))) => {
             take(got, &data);
             true
