@@ -1,4 +1,5 @@
 //! What the backend decides, without I/O: configuration, lifecycle, ownership, sessions, and the port to a cluster.
 
 pub mod cluster;
+pub mod config;
 pub mod fake;
