@@ -3,3 +3,5 @@
 pub mod cluster;
 pub mod config;
 pub mod fake;
+pub mod identity;
+pub mod template;
