@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod config;
+pub mod failure;
 pub mod fake;
 pub mod identity;
 pub mod template;
