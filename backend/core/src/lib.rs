@@ -5,4 +5,5 @@ pub mod config;
 pub mod failure;
 pub mod fake;
 pub mod identity;
+pub mod lifecycle;
 pub mod template;
