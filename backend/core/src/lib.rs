@@ -1,3 +1,10 @@
 //! What the backend decides, without I/O: configuration, lifecycle, ownership, sessions, and the port to a cluster.
 
 pub mod cluster;
+pub mod config;
+pub mod failure;
+pub mod fake;
+pub mod handle;
+pub mod identity;
+pub mod lifecycle;
+pub mod template;
