@@ -1,3 +1,4 @@
 //! What the backend decides, without I/O: configuration, lifecycle, ownership, sessions, and the port to a cluster.
 
 pub mod cluster;
+pub mod wrapper;
