@@ -1,4 +1,9 @@
 //! What the backend decides, without I/O: configuration, lifecycle, ownership, sessions, and the port to a cluster.
 
 pub mod cluster;
+pub mod config;
+pub mod failure;
+pub mod fake;
+pub mod identity;
+pub mod template;
 pub mod wrapper;

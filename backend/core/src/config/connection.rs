@@ -1,0 +1,161 @@
+//! `kubernetes.connection`: how to reach the API.
+
+use podbay_runtime::config::{Secret, Section};
+use std::path::PathBuf;
+
+/// How to reach the API.
+#[derive(Debug, Clone)]
+pub enum Connection {
+    /// With the pod's own service account: the default.
+    InCluster,
+    /// With a kubeconfig file.
+    Kubeconfig {
+        /// The file.
+        file: PathBuf,
+        /// The context; `None` = the file's current one.
+        context: Option<String>,
+    },
+    /// With ContainerSSH's keys.
+    Explicit(Box<Explicit>),
+}
+
+/// PEM text from the configuration or from a file.
+#[derive(Debug, Clone)]
+pub enum Pem {
+    /// Text in the configuration; wins over a file.
+    Inline(Secret),
+    /// A file, read by the adapter.
+    File(PathBuf),
+}
+
+/// ContainerSSH's keys, by name (docs/configuration.md).
+#[derive(Debug, Clone)]
+#[allow(missing_docs)]
+pub struct Explicit {
+    pub host: String,
+    pub path: String,
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+    pub server_name: Option<String>,
+    pub cert: Option<Pem>,
+    pub key: Option<Pem>,
+    pub cacert: Option<Pem>,
+    pub bearer_token: Option<Secret>,
+    pub bearer_token_file: Option<PathBuf>,
+    /// Requests per second on average, of the whole process.
+    pub qps: f64,
+    /// Requests at once.
+    pub burst: u32,
+}
+
+const KEYS: [&str; 16] = [
+    "host",
+    "path",
+    "username",
+    "password",
+    "serverName",
+    "certFile",
+    "keyFile",
+    "cacertFile",
+    "cert",
+    "key",
+    "cacert",
+    "bearerToken",
+    "bearerTokenFile",
+    "qps",
+    "burst",
+    "insecure",
+];
+
+impl Connection {
+    pub(super) fn read(section: &mut Section) -> Option<Self> {
+        let file: Option<PathBuf> = section.get("kubeconfig");
+        let context: Option<String> = section.get("context");
+        section.refuse("insecure", "the API server's certificate is always checked; give cacertFile");
+        let set: Vec<&str> = KEYS.into_iter().filter(|key| section.has(key)).collect();
+        match (file, set.first()) {
+            (Some(_), Some(key)) => {
+                for key in KEYS {
+                    section.ignore(key);
+                }
+                section.mistake(key, "can't be used together with kubeconfig");
+                None
+            }
+            (Some(file), None) => Some(Self::Kubeconfig { file, context }),
+            (None, _) if context.is_some() => {
+                section.mistake("context", "needs kubeconfig");
+                None
+            }
+            (None, None) => Some(Self::InCluster),
+            (None, Some(_)) => Explicit::read(section).map(|explicit| Self::Explicit(Box::new(explicit))),
+        }
+    }
+}
+
+impl Explicit {
+    fn read(section: &mut Section) -> Option<Self> {
+        // Empty text means 'not set', as in ContainerSSH.
+        let mut text = |key| section.get::<String>(key).filter(|text| !text.is_empty());
+        let host = text("host").unwrap_or_else(|| "kubernetes.default.svc".into());
+        let path = text("path").unwrap_or_else(|| "/api".into());
+        let (username, server_name) = (text("username"), text("serverName"));
+        let mut secret = |key| section.get::<Secret>(key).filter(|secret| !secret.expose().is_empty());
+        let (password, bearer_token) = (secret("password"), secret("bearerToken"));
+        let mut file = |key| section.get::<PathBuf>(key).filter(|path| !path.as_os_str().is_empty());
+        let bearer_token_file = file("bearerTokenFile");
+        let mut pem = |key, file_key| {
+            let file = section.get::<PathBuf>(file_key).filter(|path| !path.as_os_str().is_empty());
+            let inline = section.get::<Secret>(key).filter(|secret| !secret.expose().is_empty());
+            inline.map(Pem::Inline).or(file.map(Pem::File))
+        };
+        let (cert, key, cacert) = (pem("cert", "certFile"), pem("key", "keyFile"), pem("cacert", "cacertFile"));
+        let qps = section.get::<f64>("qps").filter(|qps| *qps != 0.0).unwrap_or(5.0);
+        let burst = section.get::<u32>("burst").filter(|burst| *burst != 0).unwrap_or(10);
+
+        let mut good = true;
+        let mut wrong = |key: &str, text: String| {
+            section.mistake(key, text);
+            good = false;
+        };
+        if !path.ends_with("/api") {
+            wrong("path", format!("{path:?} does not end in /api"));
+        }
+        if cert.is_some() != key.is_some() {
+            let (there, missing) = if cert.is_some() { ("cert", "key") } else { ("key", "cert") };
+            let at = if section.has(there) { there.to_owned() } else { format!("{there}File") };
+            wrong(&at, format!("needs {missing} or {missing}File as well"));
+        }
+        if let Some(file) = &bearer_token_file
+            && let Err(error) = std::fs::metadata(file)
+        {
+            wrong("bearerTokenFile", format!("{} can't be read: {error}", file.display()));
+        }
+        if qps < 0.0 {
+            wrong("qps", "must not be negative".into());
+        }
+        good.then_some(Self {
+            host,
+            path,
+            username,
+            password,
+            server_name,
+            cert,
+            key,
+            cacert,
+            bearer_token,
+            bearer_token_file,
+            qps,
+            burst,
+        })
+    }
+
+    /// The API server's URL with the prefix of `path`. A host without scheme is reached by HTTPS if anything of TLS or any
+    /// credential is configured; else, as ContainerSSH does, by HTTP. (ContainerSSH sends a lone token over HTTP: we don't.)
+    pub fn url(&self) -> String {
+        let credentials = self.bearer_token.is_some() || self.bearer_token_file.is_some() || self.password.is_some();
+        let tls = self.cacert.is_some() || self.cert.is_some() || credentials || self.host == "kubernetes.default.svc";
+        let scheme = if self.host.contains("://") { "" } else { ["http://", "https://"][usize::from(tls)] };
+        let prefix = self.path.strip_suffix("/api").unwrap_or_default();
+        format!("{scheme}{}{prefix}", self.host.trim_end_matches('/'))
+    }
+}

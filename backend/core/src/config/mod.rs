@@ -1,0 +1,46 @@
+//! The backend's configuration: ContainerSSH's `kubernetes` section as it is, and our `ownership`.
+//!
+//! Reading finds every mistake with its position (`podbay_runtime::config`); what comes out is checked and complete, so
+//! nothing below asks again. What isn't built yet is refused by name.
+
+mod connection;
+mod ownership;
+mod pod;
+mod timeouts;
+
+pub use connection::{Connection, Explicit, Pem};
+pub use ownership::Ownership;
+pub use pod::{IDLE, Mode, PodConfig};
+pub use timeouts::Timeouts;
+
+use podbay_runtime::config::Section;
+
+/// What the backend's core runs by.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How to reach the API (for the adapter).
+    pub connection: Connection,
+    /// The pods.
+    pub pod: PodConfig,
+    /// The bounds.
+    pub timeouts: Timeouts,
+    /// Leases.
+    pub ownership: Ownership,
+}
+
+impl Settings {
+    /// Reads `kubernetes` and `ownership` of a document's root. `None` where a mistake was recorded that leaves no usable
+    /// value; the document's `finish` tells all mistakes either way.
+    pub fn read(root: &mut Section) -> Option<Self> {
+        let mut kubernetes = root.section("kubernetes");
+        let connection = Connection::read(&mut kubernetes.section("connection"));
+        let timeouts = Timeouts::read(&mut kubernetes.section("timeouts"));
+        let pod = PodConfig::read(&mut kubernetes.section("pod"));
+        let namespace = pod.as_ref().map_or("default", PodConfig::namespace).to_owned();
+        let ownership = Ownership::read(&mut root.section("ownership"), &namespace);
+        Some(Self { connection: connection?, pod: pod?, timeouts, ownership: ownership? })
+    }
+}
+
+#[cfg(test)]
+mod tests;

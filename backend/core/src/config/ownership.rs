@@ -1,0 +1,64 @@
+//! `ownership`: how long an owner that says nothing keeps its pods.
+
+use podbay_runtime::config::{Section, format_duration};
+use std::time::Duration;
+
+/// Leases and the reaper.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ownership {
+    /// How long a lease holds unrenewed.
+    pub lease_duration: Duration,
+    /// Where the leases are: the pods' namespace unless set.
+    pub namespace: String,
+    /// The longest that frontends let sessions wait for a backend; shorter than `lease_duration`.
+    pub backend_wait: Duration,
+}
+
+impl Ownership {
+    /// With defaults: 90 s, and 60 s of waiting for backends.
+    pub fn new(namespace: impl Into<String>) -> Self {
+        Self {
+            lease_duration: Duration::from_secs(90),
+            namespace: namespace.into(),
+            backend_wait: Duration::from_secs(60),
+        }
+    }
+
+    pub(super) fn read(section: &mut Section, pod_namespace: &str) -> Option<Self> {
+        let default = Self::new(pod_namespace);
+        let unset = |d: &Duration| !d.is_zero();
+        let lease_duration = section.get("leaseDuration").filter(unset).unwrap_or(default.lease_duration);
+        let wait = section.get("backendWait").filter(unset);
+        // A shorter lease alone must not be a mistake: then the default wait shrinks with it.
+        let backend_wait = wait.unwrap_or_else(|| default.backend_wait.min(lease_duration * 2 / 3));
+        let namespace: String = section.or("namespace", default.namespace);
+        let mut good = true;
+        if lease_duration < Duration::from_secs(1) {
+            section.mistake("leaseDuration", "is too short: owners could not renew in time; use at least 1s");
+            good = false;
+        }
+        if backend_wait >= lease_duration {
+            let text = format!(
+                "must be shorter than ownership.leaseDuration ({}): sessions that wait for a backend would lose their pods",
+                format_duration(lease_duration)
+            );
+            section.mistake("backendWait", text);
+            good = false;
+        }
+        if namespace.is_empty() {
+            section.mistake("namespace", "must not be empty");
+            good = false;
+        }
+        good.then_some(Self { lease_duration, namespace, backend_wait })
+    }
+
+    /// Owners renew this often: a third of the duration, so that one lost renewal harms nobody.
+    pub fn heartbeat(&self) -> Duration {
+        self.lease_duration / 3
+    }
+
+    /// The reaper looks this often: often enough that a dead owner is found soon after its duration.
+    pub fn poll(&self) -> Duration {
+        (self.lease_duration / 9).max(Duration::from_millis(100))
+    }
+}

@@ -1,0 +1,238 @@
+//! `kubernetes.pod`: what pods look like.
+
+use k8s_openapi::{
+    api::core::v1::{Container, PodSpec},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use podbay_runtime::config::Section;
+use std::{collections::BTreeMap, fmt};
+
+/// The idle command of pods without agent, where none is configured: waits for TERM or INT, and ends at once on either.
+/// (`sleep` alone would ignore TERM as process 1 and hold the pod for its whole grace period.)
+pub const IDLE: [&str; 3] = ["/bin/sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 86400 & wait $!; done"];
+
+const DEFAULT_IMAGE: &str = "containerssh/containerssh-guest-image";
+const GENERATE_NAME: &str = "containerssh-";
+
+/// The longest name prefix: prefix, 32 digits and session digest stay within the 253 bytes of a pod's name.
+const MAX_PREFIX: usize = 200;
+
+/// How pods and programs belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Mode {
+    /// One pod per connection.
+    Connection,
+    /// One pod per program.
+    Session,
+}
+
+impl From<Mode> for podbay::v1::ExecutionMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Connection => Self::Connection,
+            Mode::Session => Self::Session,
+        }
+    }
+}
+
+/// What pods look like: checked, complete. `Debug` leaves the objects out: environment variables may be secrets.
+#[derive(Clone)]
+pub struct PodConfig {
+    /// With namespace.
+    pub metadata: ObjectMeta,
+    /// With at least one container, all with images.
+    pub spec: PodSpec,
+    /// The name of the container that programs run in.
+    pub console: String,
+    /// The command of a connection's pod; not empty.
+    pub idle_command: Vec<String>,
+    /// The shell; may be empty in session mode only (the image's own command).
+    pub shell_command: Vec<String>,
+    /// Program paths by subsystem.
+    pub subsystems: BTreeMap<String, String>,
+    /// How pods and programs belong together.
+    pub mode: Mode,
+}
+
+impl fmt::Debug for PodConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PodConfig")
+            .field("namespace", &self.namespace())
+            .field("console", &self.console)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PodConfig {
+    /// Where pods are made.
+    pub fn namespace(&self) -> &str {
+        self.metadata.namespace.as_deref().unwrap_or("default")
+    }
+
+    /// What pod names begin with.
+    pub fn prefix(&self) -> String {
+        match self.metadata.name.as_deref() {
+            Some(name) => format!("{name}-"),
+            None => self.metadata.generate_name.clone().unwrap_or_else(|| GENERATE_NAME.into()),
+        }
+    }
+
+    pub(super) fn read(section: &mut Section) -> Option<Self> {
+        let metadata = metadata(section.serde("metadata").unwrap_or_default());
+        let spec_wrong = section.has("spec");
+        let spec: Option<PodSpec> = section.serde("spec");
+        let spec = if spec.is_none() && spec_wrong { None } else { Some(merge(spec.unwrap_or_default())) };
+        let console: Option<usize> =
+            if section.has("consoleContainerNumber") { section.get("consoleContainerNumber") } else { Some(0) };
+        let mode = mode(section);
+        let agent = agent(section);
+        let idle_command: Vec<String> = section.get("idleCommand").unwrap_or_else(|| IDLE.map(Into::into).into());
+        let shell_command: Vec<String> = section.get("shellCommand").unwrap_or_else(|| vec!["/bin/bash".into()]);
+        let mut subsystems = BTreeMap::from([("sftp".to_owned(), "/usr/lib/openssh/sftp-server".to_owned())]);
+        subsystems.extend(section.get::<BTreeMap<String, String>>("subsystems").unwrap_or_default());
+        for key in [
+            "createMissingPods",
+            "exposeAuthMetadataAsEnv",
+            "exposeAuthMetadataAsLabels",
+            "exposeAuthMetadataAsAnnotations",
+        ] {
+            section.refuse(key, "it is not built yet");
+        }
+
+        let mut good = agent;
+        let mut wrong = |key: &str, text: String| {
+            section.mistake(key, text);
+            good = false;
+        };
+        for problem in metadata_problems(&metadata) {
+            wrong("metadata", problem);
+        }
+        for problem in spec.iter().flat_map(|spec| spec_problems(spec, mode)) {
+            wrong("spec", problem);
+        }
+        if mode == Some(Mode::Connection) {
+            for (key, command) in [("idleCommand", &idle_command), ("shellCommand", &shell_command)] {
+                if command.first().is_none_or(String::is_empty) {
+                    wrong(key, "must not be empty in mode connection".into());
+                }
+            }
+        }
+        for (name, path) in &subsystems {
+            if path.is_empty() {
+                wrong("subsystems", format!("{name} has no program"));
+            }
+        }
+        let count = spec.as_ref().map_or(0, |spec| spec.containers.len());
+        let console = console.and_then(|n| {
+            let found = spec.as_ref()?.containers.get(n).map(|container| container.name.clone());
+            if found.is_none() {
+                wrong("consoleContainerNumber", format!("there is no container {n}: spec.containers has {count}"));
+            }
+            found
+        });
+        let (spec, mode, console) = (spec?, mode?, console?);
+        good.then_some(Self { metadata, spec, console, idle_command, shell_command, subsystems, mode })
+    }
+}
+
+fn mode(section: &mut Section) -> Option<Mode> {
+    match section.or("mode", "connection".to_owned()).as_str() {
+        "" | "connection" => Some(Mode::Connection),
+        "session" => Some(Mode::Session),
+        "persistent" => {
+            section.mistake("mode", "persistent is not built yet; use connection or session");
+            None
+        }
+        other => {
+            section.mistake("mode", format!("{other:?} is not a mode; use connection or session"));
+            None
+        }
+    }
+}
+
+/// Whether the agent is off. It comes with its own issue; until then, using it is refused rather than quietly left out.
+fn agent(section: &mut Section) -> bool {
+    let disabled = section.or("disableAgent", false);
+    section.ignore("agentPath"); // without meaning when the agent is off, as in ContainerSSH
+    if !disabled {
+        section.mistake("disableAgent", "the agent is not built yet: add kubernetes.pod.disableAgent: true");
+    }
+    disabled
+}
+
+fn metadata(mut metadata: ObjectMeta) -> ObjectMeta {
+    let fill = |value: &mut Option<String>, default: &str| {
+        if value.as_ref().is_none_or(String::is_empty) {
+            *value = Some(default.to_owned());
+        }
+    };
+    fill(&mut metadata.namespace, "default");
+    fill(&mut metadata.generate_name, GENERATE_NAME);
+    metadata.name = metadata.name.filter(|name| !name.is_empty());
+    metadata
+}
+
+/// ContainerSSH's merge: containers index by index over the default list of one. An empty list counts as not given.
+fn merge(mut spec: PodSpec) -> PodSpec {
+    if spec.containers.is_empty() {
+        spec.containers.push(Container::default());
+    }
+    if let Some(first) = spec.containers.first_mut() {
+        if first.name.is_empty() {
+            first.name = "shell".into();
+        }
+        if first.image.as_ref().is_none_or(String::is_empty) {
+            first.image = Some(DEFAULT_IMAGE.into());
+        }
+    }
+    spec
+}
+
+fn metadata_problems(metadata: &ObjectMeta) -> Vec<String> {
+    let mut problems = Vec::new();
+    let prefix = metadata.name.as_ref().or(metadata.generate_name.as_ref()).map_or("", String::as_str);
+    let letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    if !prefix.starts_with(letter) || !prefix.chars().all(|c| letter(c) || c == '-' || c == '.') {
+        problems.push(format!(
+            "name or generateName {prefix:?}: pod names begin with a-z or 0-9 and hold only a-z, 0-9, '-' and '.'"
+        ));
+    }
+    if prefix.len() > MAX_PREFIX {
+        problems.push(format!(
+            "name or generateName is longer than {MAX_PREFIX} bytes; the connection's id is added to it"
+        ));
+    }
+    for (what, is_set) in [
+        ("uid", metadata.uid.is_some()),
+        ("resourceVersion", metadata.resource_version.is_some()),
+        ("creationTimestamp", metadata.creation_timestamp.is_some()),
+        ("deletionTimestamp", metadata.deletion_timestamp.is_some()),
+        ("managedFields", metadata.managed_fields.is_some()),
+    ] {
+        if is_set {
+            problems.push(format!("{what} is set by the cluster, not by a configuration"));
+        }
+    }
+    problems
+}
+
+fn spec_problems(spec: &PodSpec, mode: Option<Mode>) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (i, container) in spec.containers.iter().enumerate() {
+        if container.image.as_ref().is_none_or(String::is_empty) {
+            problems.push(format!("containers[{i}] has no image"));
+        }
+        if container.name.is_empty() {
+            problems.push(format!("containers[{i}] has no name"));
+        }
+    }
+    let policy = spec.restart_policy.as_deref().unwrap_or_default();
+    if mode == Some(Mode::Session) && !matches!(policy, "" | "Never") {
+        problems.push(format!("restartPolicy {policy:?}: only Never is possible in mode session"));
+    }
+    if spec.os.as_ref().is_some_and(|os| os.name != "linux") {
+        problems.push("os: only linux is supported".into());
+    }
+    problems
+}

@@ -1,0 +1,141 @@
+use super::*;
+use podbay_runtime::config::Document;
+use std::time::Duration;
+
+fn read(text: &str) -> Result<Settings, Vec<String>> {
+    let document = Document::parse("f.yaml", text).expect("YAML");
+    let settings = Settings::read(&mut document.root());
+    match document.finish() {
+        Ok(()) => Ok(settings.expect("settings where there is no mistake")),
+        Err(mistakes) => Err(mistakes.0.iter().map(ToString::to_string).collect()),
+    }
+}
+
+#[test]
+fn the_least_configuration_has_containersshs_defaults() {
+    let settings = read("kubernetes: {pod: {disableAgent: true}}").expect("good");
+    let pod = &settings.pod;
+    assert!(matches!(settings.connection, Connection::InCluster));
+    assert_eq!((pod.namespace(), pod.prefix().as_str(), pod.console.as_str()), ("default", "containerssh-", "shell"));
+    assert_eq!(pod.spec.containers[0].image.as_deref(), Some("containerssh/containerssh-guest-image"));
+    assert_eq!(pod.idle_command, IDLE);
+    assert_eq!(pod.shell_command, ["/bin/bash"]);
+    assert_eq!(pod.subsystems["sftp"], "/usr/lib/openssh/sftp-server");
+    assert_eq!((pod.mode, settings.timeouts), (Mode::Connection, Timeouts::default()));
+    assert_eq!(settings.ownership, Ownership::new("default"));
+    assert_eq!(settings.ownership.heartbeat(), Duration::from_secs(30));
+}
+
+#[test]
+fn what_is_given_is_merged_by_containersshs_rules() {
+    let text = "
+kubernetes:
+  pod:
+    disableAgent: true
+    metadata: {labels: {team: a}}
+    spec:
+      nodeSelector: {disk: ssd}
+      containers:
+      - image: i:1
+      - {name: side, image: s}
+    consoleContainerNumber: 1
+    subsystems: {x: /x}
+    mode: session
+    shellCommand: []
+  timeouts: {podStart: 5s, podStop: 0s, http: 1500000000}
+ownership: {leaseDuration: 30s}
+";
+    let settings = read(text).expect("good");
+    let pod = &settings.pod;
+    assert_eq!((pod.namespace(), pod.prefix().as_str(), pod.console.as_str()), ("default", "containerssh-", "side"));
+    assert_eq!((pod.spec.containers[0].name.as_str(), pod.spec.containers.len()), ("shell", 2));
+    assert_eq!(pod.subsystems.keys().collect::<Vec<_>>(), ["sftp", "x"]);
+    assert!(pod.shell_command.is_empty());
+    let timeouts = settings.timeouts;
+    assert_eq!(timeouts.pod_start, Duration::from_secs(5));
+    assert_eq!(timeouts.pod_stop, Duration::from_secs(60), "0s means not set");
+    assert_eq!(timeouts.http, Duration::from_millis(1500));
+    assert_eq!(settings.ownership.backend_wait, Duration::from_secs(20));
+}
+
+#[test]
+fn every_mistake_is_told_with_its_place() {
+    let cases = [
+        ("kubernetes: {pod: {}}", "f.yaml:1:19: kubernetes.pod.disableAgent: the agent is not built yet: add"),
+        ("kubernetes: {pod: {disableAgent: false}}", "f.yaml:1:34: kubernetes.pod.disableAgent: the agent is not"),
+        ("", "kubernetes.pod.disableAgent"),
+        ("kubernetes: {pod: {disableAgent: true, mode: x}}", "f.yaml:1:46: kubernetes.pod.mode: \"x\" is not a mode"),
+        ("kubernetes: {pod: {disableAgent: true, mode: persistent}}", "persistent is not built yet"),
+        (
+            "kubernetes: {pod: {disableAgent: true, consoleContainerNumber: 1}}",
+            "there is no container 1: spec.containers has 1",
+        ),
+        ("kubernetes: {pod: {disableAgent: true, consoleContainerNumber: -1}}", "-1 is out of range"),
+        ("kubernetes: {pod: {disableAgent: true, spec: {containers: [{}, {name: b}]}}}", "containers[1] has no image"),
+        ("kubernetes: {pod: {disableAgent: true, spec: {containerz: [{image: x}]}}}", "kubernetes.pod.spec"),
+        (
+            "kubernetes: {pod: {disableAgent: true, spec: {containers: [{imag: x}]}}}",
+            "kubernetes.pod.spec.containers[0].imag",
+        ),
+        ("kubernetes: {pod: {disableAgent: true, idleCommand: []}}", "kubernetes.pod.idleCommand: must not be empty"),
+        ("kubernetes: {pod: {disableAgent: true, shellCommand: []}}", "kubernetes.pod.shellCommand: must not be empty"),
+        (
+            "kubernetes: {pod: {disableAgent: true, mode: session, spec: {restartPolicy: Always}}}",
+            "only Never is possible",
+        ),
+        ("kubernetes: {pod: {disableAgent: true, metadata: {generateName: Big-}}}", "pod names begin with"),
+        ("kubernetes: {pod: {disableAgent: true, metadata: {uid: x}}}", "uid is set by the cluster"),
+        (
+            "kubernetes: {pod: {disableAgent: true, createMissingPods: true}}",
+            "createMissingPods: is not supported: it is not",
+        ),
+        (
+            "kubernetes: {pod: {disableAgent: true, exposeAuthMetadataAsEnv: {a: b}}}",
+            "exposeAuthMetadataAsEnv: is not supp",
+        ),
+        ("kubernetes: {pod: {disableAgent: true, subsystems: {x: ''}}}", "x has no program"),
+        ("kubernetes: {timeouts: {podStrt: 5s}, pod: {disableAgent: true}}", "unknown key; did you mean podStart?"),
+        ("kubernetes: {timeouts: {podStart: soon}, pod: {disableAgent: true}}", "not a duration"),
+        (
+            "kubernetes: {connection: {bearerTokenFile: /nowhere/t}, pod: {disableAgent: true}}",
+            "/nowhere/t can't be read",
+        ),
+        ("kubernetes: {connection: {kubeconfig: k, host: h}, pod: {disableAgent: true}}", "together with kubeconfig"),
+        ("kubernetes: {connection: {context: k}, pod: {disableAgent: true}}", "connection.context: needs kubeconfig"),
+        ("kubernetes: {connection: {cert: x}, pod: {disableAgent: true}}", "connection.cert: needs key or keyFile"),
+        ("kubernetes: {connection: {path: /x}, pod: {disableAgent: true}}", "does not end in /api"),
+        ("kubernetes: {connection: {insecure: true}, pod: {disableAgent: true}}", "insecure: is not supported"),
+        (
+            "{kubernetes: {pod: {disableAgent: true}}, ownership: {backendWait: 90s}}",
+            "must be shorter than ownership.lease",
+        ),
+        (
+            "{kubernetes: {pod: {disableAgent: true}}, ownership: {leaseDuration: 1ms}}",
+            "ownership.leaseDuration: is too short",
+        ),
+    ];
+    for (text, expected) in cases {
+        let found = read(text).expect_err(text);
+        assert!(found.iter().any(|mistake| mistake.contains(expected)), "{text}: {found:?}");
+    }
+}
+
+#[test]
+fn a_host_without_scheme_never_gets_credentials_in_clear() {
+    let url = |keys: &str| {
+        let text = format!("kubernetes: {{connection: {{{keys}}}, pod: {{disableAgent: true}}}}");
+        match read(&text).expect("good").connection {
+            Connection::Explicit(explicit) => explicit.url(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(url("host: 'h:6443'"), "http://h:6443");
+    assert_eq!(url("host: 'h:6443', bearerToken: t"), "https://h:6443");
+    assert_eq!(url("host: 'h:6443', cacertFile: c"), "https://h:6443");
+    assert_eq!(url("host: 'http://h', bearerToken: t"), "http://h");
+    assert_eq!(url("host: '', path: /k8s/api"), "https://kubernetes.default.svc/k8s");
+    assert!(
+        !format!("{:?}", read("kubernetes: {connection: {bearerToken: hunter2}, pod: {disableAgent: true}}"))
+            .contains("hunter2")
+    );
+}
