@@ -129,7 +129,8 @@ proptest! {
 #[test]
 fn a_hundred_kib_of_environment_and_the_stdin_behind_it_are_whole() {
     let nonce = Nonce::new([4; 16]);
-    let environment: Vec<_> = (0..25).map(|i| (format!("V{i}"), format!("{i:03}\n").repeat(1024) + &"x".repeat(1024))).collect();
+    let environment: Vec<_> =
+        (0..25).map(|i| (format!("V{i}"), format!("{i:03}\n").repeat(1024) + &"x".repeat(1024))).collect();
     let total: usize = environment.iter().map(|(_, value)| value.len()).sum();
     assert!(total > 100 * 1024, "{total}");
     let script = "i=0; n=0; while [ $i -lt 25 ]; do eval v=\\$V$i; n=$((n + ${#v})); i=$((i + 1)); done; echo $n; cat";
@@ -177,7 +178,8 @@ fn the_status_is_the_programs() {
 #[test]
 fn a_name_that_a_shell_keeps_for_itself_does_not_end_the_wrapper() {
     let nonce = Nonce::new([6; 16]);
-    let names = ["UID", "EUID", "PPID", "OPTIND", "SHELLOPTS", "BASHOPTS", "BASH_VERSINFO", "IFS", "LC_ALL", "LINENO", "PS4"];
+    let names =
+        ["UID", "EUID", "PPID", "OPTIND", "SHELLOPTS", "BASHOPTS", "BASH_VERSINFO", "IFS", "LC_ALL", "LINENO", "PS4"];
     let environment: Vec<_> = names.iter().map(|name| ((*name).to_owned(), "xx_YY.none".to_owned())).collect();
     let argv = strings(&["/bin/echo", "alive"]);
     for shell in shells() {
@@ -191,15 +193,20 @@ fn a_name_that_a_shell_keeps_for_itself_does_not_end_the_wrapper() {
 fn outputs_stay_open_until_the_program_ends_and_no_longer() {
     let nonce = Nonce::new([7; 16]);
     // Closes both outputs, reads its stdin to the end and only then ends, leaving a child behind that holds nothing.
-    let script = "exec >/dev/null 2>&1; wc -c | grep -qx 500000 || exit 1; sleep 30 <&- & echo $! >\"$PIDFILE\"; exit 0";
+    let script =
+        "exec >/dev/null 2>&1; wc -c | grep -qx 500000 || exit 1; sleep 30 <&- & echo $! >\"$PIDFILE\"; exit 0";
     let argv = strings(&["/bin/sh", "-c", script]);
     for shell in shells() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let environment = [("PIDFILE".to_owned(), file.path().display().to_string())];
         let program = Program { argv: &argv, environment: &environment, size: None };
         let wrapped = for_exec(program, &nonce).expect("valid");
-        let mut child =
-            command(shell, &wrapped).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+        let mut child = command(shell, &wrapped)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
         let mut output = child.stdout.take().expect("piped");
         let mut stdin = child.stdin.take().expect("piped");
         assert_eq!(read_to(&mut output, &mut nonce.runs(), Vec::new()), b"");
@@ -293,7 +300,9 @@ fn on_a_terminal_the_first_command_sees_size_and_environment_and_no_echo() {
 fn an_interrupt_from_the_terminal_ends_the_program_and_its_status_is_told() {
     let nonce = Nonce::new([9; 16]);
     for shell in shells() {
-        for (script, code) in [("echo go; exec sleep 60", 130), ("trap 'exit 5' INT; echo go; while :; do sleep 0.05; done", 5)] {
+        for (script, code) in
+            [("echo go; exec sleep 60", 130), ("trap 'exit 5' INT; echo go; while :; do sleep 0.05; done", 5)]
+        {
             let argv = strings(&["/bin/sh", "-c", script]);
             let program = Program { argv: &argv, environment: &[], size: Some((80, 24)) };
             let mut terminal = on_terminal(shell, &for_exec(program, &nonce).expect("valid"));
