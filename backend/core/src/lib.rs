@@ -4,6 +4,8 @@ pub mod cluster;
 pub mod config;
 pub mod failure;
 pub mod fake;
+pub mod handle;
 pub mod identity;
+pub mod lifecycle;
 pub mod template;
 pub mod wrapper;

@@ -12,6 +12,7 @@ pub use connection::{Connection, Explicit, Pem};
 pub use ownership::Ownership;
 pub use pod::{IDLE, Mode, PodConfig};
 pub use timeouts::Timeouts;
+pub(crate) use timeouts::duration_proto;
 
 use podbay_runtime::config::Section;
 
