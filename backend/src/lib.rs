@@ -1,1 +1,4 @@
-//! placeholder
+//! The backend: the gRPC services over `podbay-backend-core`, and the adapter to Kubernetes.
+
+pub mod kubernetes;
+pub mod metrics;

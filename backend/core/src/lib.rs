@@ -8,3 +8,4 @@ pub mod handle;
 pub mod identity;
 pub mod lifecycle;
 pub mod template;
+pub mod wrapper;

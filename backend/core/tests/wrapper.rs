@@ -1,0 +1,346 @@
+//! The wrapper in the real shells of this machine: dash, bash and busybox ash, where they are installed.
+
+use podbay_backend_core::wrapper::{Nonce, Program, Wrapped, for_container, for_exec};
+use proptest::prelude::*;
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::fd::OwnedFd,
+    os::unix::process::{CommandExt, ExitStatusExt},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The shells to try: (binary, argv[0]).
+fn shells() -> Vec<(&'static str, &'static str)> {
+    let all = [("/bin/dash", "sh"), ("/bin/bash", "sh"), ("/bin/bash", "bash"), ("/usr/bin/busybox", "sh")];
+    let found: Vec<_> = all.into_iter().filter(|(path, _)| Path::new(path).exists()).collect();
+    assert!(!found.is_empty(), "no shell to test with");
+    found
+}
+
+fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(ToString::to_string).collect()
+}
+
+/// `wrapped`, run by this shell.
+fn command((path, name): (&str, &str), wrapped: &Wrapped) -> Command {
+    let mut command = Command::new(path);
+    command.arg0(name).args(&wrapped.command[1..]).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
+    command
+}
+
+struct Ran {
+    stdout: Vec<u8>,
+    stderr: String,
+    code: Option<i32>,
+}
+
+/// Runs it with pipes: answers the marks as the session engine does, then gives `stdin`.
+fn run(shell: (&str, &str), wrapped: &Wrapped, nonce: &Nonce, stdin: &[u8], quiet: bool) -> Ran {
+    let mut child = command(shell, wrapped)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the shell starts");
+    let mut input = child.stdin.take().expect("piped");
+    let mut output = child.stdout.take().expect("piped");
+    let mut errors = child.stderr.take().expect("piped");
+    let errors = thread::spawn(move || {
+        let mut text = String::new();
+        errors.read_to_string(&mut text).expect("stderr is text");
+        text
+    });
+    let mut first = Vec::new();
+    if let Some(preamble) = &wrapped.preamble {
+        if !quiet {
+            first = read_to(&mut output, &mut nonce.wants(), Vec::new());
+        }
+        input.write_all(preamble).expect("it reads its preamble");
+    }
+    let mut stdout = read_to(&mut output, &mut nonce.runs(), first);
+    let stdin = stdin.to_vec();
+    let writer = thread::spawn(move || {
+        let _ = input.write_all(&stdin);
+    });
+    output.read_to_end(&mut stdout).expect("stdout");
+    writer.join().expect("written");
+    let code = child.wait().expect("it ends").code();
+    Ran { stdout, stderr: errors.join().expect("read"), code }
+}
+
+/// Reads until the mark; gives what follows it.
+fn read_to(output: &mut impl Read, mark: &mut podbay_backend_core::wrapper::Mark, first: Vec<u8>) -> Vec<u8> {
+    let mut bytes = first;
+    loop {
+        if let Some(rest) = mark.take(&bytes).expect("not that much noise") {
+            return rest.to_vec();
+        }
+        let mut buffer = vec![0; 4096];
+        let n = output.read(&mut buffer).expect("output");
+        assert!(n > 0, "the output ended before the mark");
+        buffer.truncate(n);
+        bytes = buffer;
+    }
+}
+
+/// A program that prints the variables A and B and all its arguments, each with a NUL after it.
+const SHOW: &str = r#"printf '%s\000' "$A" "$B" "$@""#;
+
+fn shows(shell: (&str, &str), values: &[String; 2], arguments: &[String], container: bool) -> Vec<Vec<u8>> {
+    let nonce = Nonce::new([3; 16]);
+    let argv = [strings(&["/bin/bash", "-c", SHOW, "x"]), arguments.to_vec()].concat();
+    let environment = [("A".to_owned(), values[0].clone()), ("B".to_owned(), values[1].clone())];
+    let program = Program { argv: &argv, environment: &environment, size: None };
+    let wrapped = if container { for_container(program, &nonce) } else { for_exec(program, &nonce) }.expect("valid");
+    let ran = run(shell, &wrapped, &nonce, b"", container);
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""), "{shell:?}");
+    ran.stdout.strip_suffix(&[0]).expect("a last NUL").split(|&b| b == 0).map(<[u8]>::to_vec).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Whatever stands in the values, the program gets just that: as arguments, and by the preamble.
+    #[test]
+    fn values_arrive_as_they_are(
+        a in r#"([^\x00]|[$`"'\\\n\r!*%x]|\$\(|;|&){0,60}"#,
+        b in r#"[ \t\n]{0,3}[-+=e.a][^\x00]{0,20}\n{0,3}"#,
+        arguments in prop::collection::vec(r#"([^\x00]|[$`"'\\\n!*%]){0,30}"#, 0..4),
+        long in prop::bool::ANY,
+    ) {
+        let a = if long { a + &"p%d\\é".repeat(900) } else { a };
+        let wanted: Vec<Vec<u8>> =
+            [&a, &b].into_iter().chain(&arguments).map(|text| text.clone().into_bytes()).collect();
+        for shell in shells() {
+            for container in [false, true] {
+                prop_assert_eq!(&shows(shell, &[a.clone(), b.clone()], &arguments, container), &wanted, "{:?}", shell);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_hundred_kib_of_environment_and_the_stdin_behind_it_are_whole() {
+    let nonce = Nonce::new([4; 16]);
+    let environment: Vec<_> =
+        (0..25).map(|i| (format!("V{i}"), format!("{i:03}\n").repeat(1024) + &"x".repeat(1024))).collect();
+    let total: usize = environment.iter().map(|(_, value)| value.len()).sum();
+    assert!(total > 100 * 1024, "{total}");
+    let script = "i=0; n=0; while [ $i -lt 25 ]; do eval v=\\$V$i; n=$((n + ${#v})); i=$((i + 1)); done; echo $n; cat";
+    let argv = strings(&["/bin/sh", "-c", script]);
+    let stdin: Vec<u8> = (0..1_000_000_u32).map(|i| (i % 251) as u8).collect();
+    for shell in shells() {
+        let program = Program { argv: &argv, environment: &environment, size: None };
+        let wrapped = for_exec(program, &nonce).expect("valid");
+        let ran = run(shell, &wrapped, &nonce, &stdin, false);
+        let newline = ran.stdout.iter().position(|&b| b == b'\n').expect("a line");
+        assert_eq!(String::from_utf8_lossy(&ran.stdout[..newline]), total.to_string(), "{shell:?}");
+        assert_eq!(ran.stdout.len() - newline - 1, stdin.len());
+        assert!(ran.stdout[newline + 1..] == stdin, "{shell:?}: the stdin behind the preamble was changed");
+    }
+}
+
+#[test]
+fn the_status_is_the_programs() {
+    let nonce = Nonce::new([5; 16]);
+    let cases: [(&[&str], i32, &str); 8] = [
+        (&["/bin/sh", "-c", "exit 7"], 7, ""),
+        (&["/bin/sh", "-c", "exit 255"], 255, ""),
+        (&["/bin/sh", "-c", "kill -9 $$"], 137, ""),
+        (&["/bin/sh", "-c", "kill -TERM $$"], 143, ""),
+        // The wrapper lives through signals that are sent to the whole group.
+        (&["/bin/sh", "-c", "trap : INT; for s in INT QUIT TERM HUP; do kill -$s $PPID; done; exit 9"], 9, ""),
+        (&["/nonexistent/program"], 127, "not found"),
+        (&["/etc/passwd"], 126, "ermission denied"),
+        // A shell's builtin of that name is not the program.
+        (&["exit", "3"], 127, "not found"),
+    ];
+    for shell in shells() {
+        for (argv, code, stderr) in cases {
+            let argv = strings(argv);
+            let program = Program { argv: &argv, environment: &[], size: None };
+            let ran = run(shell, &for_exec(program, &nonce).expect("valid"), &nonce, b"", false);
+            assert_eq!(ran.code, Some(code), "{shell:?} {argv:?}: {}", ran.stderr);
+            let missing = ran.stderr.contains("No such file");
+            assert!(ran.stderr.contains(stderr) || missing, "{shell:?} {argv:?}: {}", ran.stderr);
+            assert_eq!(ran.stderr.is_empty(), stderr.is_empty(), "{shell:?} {argv:?}: {}", ran.stderr);
+        }
+    }
+}
+
+#[test]
+fn a_name_that_a_shell_keeps_for_itself_does_not_end_the_wrapper() {
+    let nonce = Nonce::new([6; 16]);
+    let names =
+        ["UID", "EUID", "PPID", "OPTIND", "SHELLOPTS", "BASHOPTS", "BASH_VERSINFO", "IFS", "LC_ALL", "LINENO", "PS4"];
+    let environment: Vec<_> = names.iter().map(|name| ((*name).to_owned(), "xx_YY.none".to_owned())).collect();
+    let argv = strings(&["/bin/echo", "alive"]);
+    for shell in shells() {
+        let program = Program { argv: &argv, environment: &environment, size: None };
+        let ran = run(shell, &for_exec(program, &nonce).expect("valid"), &nonce, b"", false);
+        assert_eq!((ran.code, ran.stdout.as_slice(), ran.stderr.as_str()), (Some(0), &b"alive\n"[..], ""), "{shell:?}");
+    }
+}
+
+#[test]
+fn outputs_stay_open_until_the_program_ends_and_no_longer() {
+    let nonce = Nonce::new([7; 16]);
+    // Closes both outputs, reads its stdin to the end and only then ends, leaving a child behind that holds nothing.
+    let script =
+        "exec >/dev/null 2>&1; wc -c | grep -qx 500000 || exit 1; sleep 30 <&- & echo $! >\"$PIDFILE\"; exit 0";
+    let argv = strings(&["/bin/sh", "-c", script]);
+    for shell in shells() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let environment = [("PIDFILE".to_owned(), file.path().display().to_string())];
+        let program = Program { argv: &argv, environment: &environment, size: None };
+        let wrapped = for_exec(program, &nonce).expect("valid");
+        let mut child = command(shell, &wrapped)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut output = child.stdout.take().expect("piped");
+        let mut stdin = child.stdin.take().expect("piped");
+        assert_eq!(read_to(&mut output, &mut nonce.runs(), Vec::new()), b"");
+        let (ended, end) = mpsc::channel();
+        let reader = thread::spawn(move || {
+            let mut rest = Vec::new();
+            output.read_to_end(&mut rest).expect("stdout");
+            ended.send(Instant::now()).expect("told");
+            rest
+        });
+        stdin.write_all(&vec![b'x'; 499_999]).expect("the program reads");
+        assert!(end.recv_timeout(Duration::from_millis(200)).is_err(), "{shell:?}: stdout ended before the program");
+        stdin.write_all(b"x").expect("the program reads");
+        drop(stdin);
+        let began = Instant::now();
+        end.recv_timeout(PATIENCE).expect("stdout ends with the program, though a child of it lives");
+        assert!(began.elapsed() < Duration::from_secs(25));
+        assert_eq!(reader.join().expect("read"), b"");
+        assert_eq!(child.wait().expect("ends").code(), Some(0), "{shell:?}");
+        let pid = std::fs::read_to_string(file.path()).expect("a pid");
+        assert!(Command::new("kill").arg(pid.trim()).status().expect("kill").success());
+    }
+}
+
+/// A shell on a terminal of its own, as session leader.
+struct OnTerminal {
+    child: Child,
+    master: File,
+}
+
+fn on_terminal(shell: (&str, &str), wrapped: &Wrapped) -> OnTerminal {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
+    grantpt(&master).expect("granted");
+    unlockpt(&master).expect("unlocked");
+    let name = ptsname(&master, Vec::new()).expect("its name");
+    let slave = File::options().read(true).write(true).open(name.to_str().expect("ascii")).expect("opens");
+    let copy = |slave: &File| Stdio::from(OwnedFd::from(slave.try_clone().expect("a copy")));
+    let mut command = Command::new("setsid");
+    command.arg("--ctty").arg(shell.0).args(&wrapped.command[1..]).env_clear().env("PATH", "/usr/bin:/bin");
+    if shell.0.ends_with("busybox") {
+        command = Command::new("setsid");
+        command.args(["--ctty", shell.0, "sh"]).args(&wrapped.command[1..]).env_clear().env("PATH", "/usr/bin:/bin");
+    }
+    let child = command.stdin(copy(&slave)).stdout(copy(&slave)).stderr(copy(&slave)).spawn().expect("starts");
+    OnTerminal { child, master: File::from(OwnedFd::from(master)) }
+}
+
+impl OnTerminal {
+    /// Reads to the end: a terminal whose last slave is closed gives an error.
+    fn rest(&mut self, mut bytes: Vec<u8>) -> String {
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = self.master.read(&mut buffer) {
+            bytes.extend_from_slice(&buffer[..n]);
+        }
+        String::from_utf8(bytes).expect("text")
+    }
+}
+
+#[test]
+fn on_a_terminal_the_first_command_sees_size_and_environment_and_no_echo() {
+    let nonce = Nonce::new([8; 16]);
+    let argv = strings(&["/bin/sh", "-c", "stty size; echo \"$TERM ${#LONG}\"; stty -a | grep -c -- -echo\\ || :"]);
+    for shell in shells() {
+        for long in [0, 60_000] {
+            for container in [false, true] {
+                let long_value = "^C\u{3}\u{4}\u{16}\r\n".repeat(long / 7);
+                let environment = [("TERM".to_owned(), "xterm".to_owned()), ("LONG".to_owned(), long_value.clone())];
+                let program = Program { argv: &argv, environment: &environment, size: Some((101, 33)) };
+                let wrapped =
+                    if container { for_container(program, &nonce) } else { for_exec(program, &nonce) }.expect("valid");
+                let mut terminal = on_terminal(shell, &wrapped);
+                let mut first = Vec::new();
+                if let Some(preamble) = wrapped.preamble.clone() {
+                    if !container {
+                        first = read_to(&mut terminal.master, &mut nonce.wants(), Vec::new());
+                    }
+                    let mut writer = terminal.master.try_clone().expect("a copy");
+                    thread::spawn(move || writer.write_all(&preamble));
+                }
+                let rest = read_to(&mut terminal.master, &mut nonce.runs(), first);
+                let shown = terminal.rest(rest);
+                assert_eq!(shown, format!("33 101\r\nxterm {}\r\n0\r\n", long_value.len()), "{shell:?}");
+                assert_eq!(terminal.child.wait().expect("ends").code(), Some(0));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_interrupt_from_the_terminal_ends_the_program_and_its_status_is_told() {
+    let nonce = Nonce::new([9; 16]);
+    for shell in shells() {
+        for (script, code) in
+            [("echo go; exec sleep 60", 130), ("trap 'exit 5' INT; echo go; while :; do sleep 0.05; done", 5)]
+        {
+            let argv = strings(&["/bin/sh", "-c", script]);
+            let program = Program { argv: &argv, environment: &[], size: Some((80, 24)) };
+            let mut terminal = on_terminal(shell, &for_exec(program, &nonce).expect("valid"));
+            let mut shown = read_to(&mut terminal.master, &mut nonce.runs(), Vec::new());
+            while !shown.ends_with(b"go\r\n") {
+                let mut buffer = [0; 64];
+                let n = terminal.master.read(&mut buffer).expect("output");
+                shown.extend_from_slice(&buffer[..n]);
+            }
+            terminal.master.write_all(b"\x03").expect("typed");
+            let status = terminal.child.wait().expect("ends");
+            assert_eq!((status.code(), status.signal()), (Some(code), None), "{shell:?} {script}");
+        }
+    }
+}
+
+#[test]
+fn a_hang_up_ends_the_program_too() {
+    let nonce = Nonce::new([10; 16]);
+    for shell in shells() {
+        let argv = strings(&["/bin/sh", "-c", "echo $$; exec sleep 300"]);
+        let program = Program { argv: &argv, environment: &[], size: None };
+        let OnTerminal { mut child, mut master } = on_terminal(shell, &for_exec(program, &nonce).expect("valid"));
+        let mut shown = read_to(&mut master, &mut nonce.runs(), Vec::new());
+        while !shown.ends_with(b"\r\n") {
+            let mut buffer = [0; 64];
+            let n = master.read(&mut buffer).expect("output");
+            shown.extend_from_slice(&buffer[..n]);
+        }
+        let pid = String::from_utf8(shown).expect("text").trim().to_owned();
+        drop(master);
+        let _ = child.wait().expect("the wrapper ends");
+        let until = Instant::now() + PATIENCE;
+        let stat = Path::new("/proc").join(&pid).join("stat");
+        // A zombie has ended; who reaps it is not our business.
+        while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+            assert!(Instant::now() < until, "{shell:?}: the program {pid} outlived its terminal");
+            thread::yield_now();
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! From configuration to kube clients.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{HeaderValue, header::USER_AGENT};
+use kube::{
+    Client, Config,
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
+};
+use podbay_backend_core::config::{Connection, Explicit, Pem};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use serde_json::{Map, Value};
+use std::{path::Path, time::Duration};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Why no client could be made.
+#[derive(Debug, thiserror::Error)]
+#[error("kubernetes.connection: {0}")]
+pub struct ConnectError(String);
+
+fn wrong(error: impl std::fmt::Display) -> ConnectError {
+    ConnectError(error.to_string())
+}
+
+/// Two clients of one configuration.
+#[derive(Clone)]
+pub(super) struct Clients {
+    /// For requests and watches; the caller brings the deadline.
+    pub unary: Client,
+    /// For exec and attach: a write may wait as long as the program doesn't read.
+    pub streams: Client,
+}
+
+/// Reads the files and makes the clients; connects to nothing yet.
+pub(super) async fn clients(connection: &Connection) -> Result<Clients, ConnectError> {
+    let mut config = match connection {
+        Connection::InCluster => Config::incluster().map_err(wrong)?,
+        Connection::Kubeconfig { file, context } => {
+            let kubeconfig = Kubeconfig::read_from(file).map_err(wrong)?;
+            let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
+            Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(wrong)?
+        }
+        Connection::Explicit(explicit) => explicit_config(explicit)?,
+    };
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.read_timeout = None;
+    // What may be repeated is decided by whoever asks: a repeated create is not harmless.
+    config.default_retry = false;
+    let agent = concat!("podbay/", env!("CARGO_PKG_VERSION"));
+    config.headers.push((USER_AGENT, HeaderValue::from_static(agent)));
+    let mut streams = config.clone();
+    streams.write_timeout = None;
+    let client = |config| Client::try_from(config).map_err(wrong);
+    Ok(Clients { unary: client(config)?, streams: client(streams)? })
+}
+
+fn explicit_config(explicit: &Explicit) -> Result<Config, ConnectError> {
+    let url = explicit.url().parse().map_err(|error| wrong(format!("host {:?}: {error}", explicit.host)))?;
+    let mut config = Config::new(url);
+    config.auth_info = auth_info(explicit)?;
+    config.tls_server_name.clone_from(&explicit.server_name);
+    match &explicit.cacert {
+        None => {}
+        Some(Pem::File(file)) => {
+            // Read now so that a wrong file is told at the start; kube reads it again as it changes.
+            std::fs::read(file).map_err(|error| wrong(format!("cacertFile {}: {error}", file.display())))?;
+            config.root_cert_file = Some(file.clone());
+        }
+        Some(Pem::Inline(pem)) => {
+            let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.expose().as_bytes()).collect();
+            let found = found.map_err(|error| wrong(format!("cacert: {error}")))?;
+            if found.is_empty() {
+                return Err(wrong("cacert holds no PEM certificate"));
+            }
+            config.root_cert = Some(found.iter().map(|certificate| certificate.to_vec()).collect());
+        }
+    }
+    Ok(config)
+}
+
+/// kube's secrets can only be made by reading them, so this goes by its kubeconfig form.
+fn auth_info(explicit: &Explicit) -> Result<AuthInfo, ConnectError> {
+    let mut user = Map::new();
+    let mut set = |key: &str, value: String| user.insert(key.to_owned(), Value::String(value));
+    if let Some(username) = &explicit.username {
+        set("username", username.clone());
+    }
+    if let Some(password) = &explicit.password {
+        set("password", password.expose().to_owned());
+    }
+    if let Some(token) = &explicit.bearer_token {
+        set("token", token.expose().to_owned());
+    }
+    if let Some(file) = &explicit.bearer_token_file {
+        set("tokenFile", text(file)?);
+    }
+    for (name, pem) in [("client-certificate", &explicit.cert), ("client-key", &explicit.key)] {
+        match pem {
+            None => {}
+            Some(Pem::Inline(pem)) => drop(set(&format!("{name}-data"), STANDARD.encode(pem.expose()))),
+            Some(Pem::File(file)) => drop(set(name, text(file)?)),
+        }
+    }
+    // The error could show what it read.
+    serde_json::from_value(Value::Object(user)).map_err(|_| wrong("the credentials can't be used"))
+}
+
+fn text(path: &Path) -> Result<String, ConnectError> {
+    path.to_str().map(str::to_owned).ok_or_else(|| wrong(format!("{} is not UTF-8", path.display())))
+}

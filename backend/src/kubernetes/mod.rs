@@ -1,0 +1,264 @@
+//! [`Cluster`] by the kube crate: the only place that knows it.
+//!
+//! Two clients from one configuration: one for plain requests and watches, where every request has the deadline
+//! `timeouts.http` of its own, and one for exec and attach, whose writes may wait for ever. No client retries.
+
+mod connect;
+mod error;
+mod frames;
+mod limit;
+mod pump;
+mod watch;
+
+pub use connect::ConnectError;
+
+use crate::metrics::KubernetesMetrics;
+use async_trait::async_trait;
+use connect::Clients;
+use error::cluster_error;
+use k8s_openapi::{
+    api::{
+        coordination::v1::Lease,
+        core::v1::{Event, Pod},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client,
+    api::{AttachParams, DeleteParams, ListParams, PostParams, Preconditions, Request},
+};
+use limit::Limit;
+use podbay_backend_core::{
+    cluster::{Cluster, ClusterError, PodChange, PodRef, StreamRequest, Streams},
+    config::Connection,
+};
+use serde::de::DeserializeOwned;
+use std::{fmt, sync::Arc, time::Duration};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::task::TaskTracker;
+
+const PAGE: u32 = 500;
+
+/// Tries to reach a pod by name only if it is still the one that is meant.
+fn delete_params(pod: &PodRef, grace: Option<Duration>) -> DeleteParams {
+    let mut params = DeleteParams::default();
+    params.grace_period_seconds = grace.map(|grace| u32::try_from(grace.as_secs()).unwrap_or(u32::MAX));
+    match &pod.uid {
+        Some(uid) => params.preconditions(Preconditions { uid: Some(uid.clone()), resource_version: None }),
+        None => params,
+    }
+}
+
+/// A Kubernetes cluster. Its tasks (watches, exec streams) end when their consumers drop what they were given.
+pub struct KubeCluster {
+    unary: Unary,
+    streams: Client,
+    tasks: TaskTracker,
+}
+
+impl fmt::Debug for KubeCluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KubeCluster").field("tasks", &self.tasks.len()).finish_non_exhaustive()
+    }
+}
+
+/// Plain requests: limited, timed, counted.
+#[derive(Clone)]
+struct Unary {
+    client: Client,
+    http: Duration,
+    limit: Arc<Limit>,
+    metrics: KubernetesMetrics,
+}
+
+impl Unary {
+    async fn run<T>(
+        &self,
+        verb: &'static str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, ClusterError> {
+        let started = tokio::time::Instant::now();
+        let turn_and_request = async {
+            let _turn = self.limit.turn().await;
+            request.await
+        };
+        let result = match timeout(self.http, turn_and_request).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => Err(cluster_error(&error)),
+            Err(_) => Err(ClusterError::Timeout(self.http)),
+        };
+        self.metrics.request(verb, started.elapsed(), result.as_ref().err());
+        result
+    }
+}
+
+impl KubeCluster {
+    /// Reads the connection's files and makes the clients; sends nothing yet.
+    ///
+    /// # Errors
+    /// Where a file or the configuration can't be used.
+    pub async fn new(
+        connection: &Connection,
+        http: Duration,
+        metrics: KubernetesMetrics,
+    ) -> Result<Self, ConnectError> {
+        let Clients { unary, streams } = connect::clients(connection).await?;
+        let rate = match connection {
+            Connection::Explicit(explicit) => Some((explicit.qps, explicit.burst)),
+            Connection::InCluster | Connection::Kubeconfig { .. } => None,
+        };
+        let unary = Unary { client: unary, http, limit: Arc::new(Limit::new(rate)), metrics };
+        Ok(Self { unary, streams, tasks: TaskTracker::new() })
+    }
+
+    /// Tasks that run now: two per exec or attach, one per watch. For tests and the curious.
+    pub fn tasks(&self) -> usize {
+        self.tasks.len()
+    }
+
+    fn pods(&self, namespace: &str) -> Api<Pod> {
+        Api::namespaced(self.unary.client.clone(), namespace)
+    }
+
+    fn leases(&self, namespace: &str) -> Api<Lease> {
+        Api::namespaced(self.unary.client.clone(), namespace)
+    }
+
+    async fn list<K>(&self, verb: &'static str, api: &Api<K>, mut params: ListParams) -> Result<Vec<K>, ClusterError>
+    where
+        K: Clone + DeserializeOwned + fmt::Debug,
+    {
+        params.limit = Some(PAGE);
+        let mut all = Vec::new();
+        loop {
+            let page = self.unary.run(verb, api.list(&params)).await?;
+            all.extend(page.items);
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params.continue_token = Some(token),
+                None => return Ok(all),
+            }
+        }
+    }
+}
+
+/// The namespace and name of an object of ours: both were set by whoever made it.
+fn place(metadata: &ObjectMeta) -> Result<(&str, &str), ClusterError> {
+    match (&metadata.namespace, &metadata.name) {
+        (Some(namespace), Some(name)) => Ok((namespace, name)),
+        _ => Err(ClusterError::Invalid { message: "the object has no namespace or no name".to_owned() }),
+    }
+}
+
+#[async_trait]
+impl Cluster for KubeCluster {
+    async fn create_pod(&self, pod: &Pod) -> Result<Pod, ClusterError> {
+        let (namespace, _) = place(&pod.metadata)?;
+        self.unary.run("create_pod", self.pods(namespace).create(&PostParams::default(), pod)).await
+    }
+
+    async fn try_pod(&self, pod: &Pod) -> Result<Pod, ClusterError> {
+        let (namespace, _) = place(&pod.metadata)?;
+        let params = PostParams { dry_run: true, ..PostParams::default() };
+        self.unary.run("try_pod", self.pods(namespace).create(&params, pod)).await
+    }
+
+    async fn get_pod(&self, pod: &PodRef) -> Result<Pod, ClusterError> {
+        let found = self.unary.run("get_pod", self.pods(&pod.namespace).get(&pod.name)).await?;
+        match &pod.uid {
+            Some(uid) if found.metadata.uid.as_ref() != Some(uid) => {
+                Err(ClusterError::NotFound { message: format!("pod {} is another one by now", pod.name) })
+            }
+            _ => Ok(found),
+        }
+    }
+
+    async fn list_pods(&self, namespace: &str, selector: &str) -> Result<Vec<Pod>, ClusterError> {
+        self.list("list_pods", &self.pods(namespace), ListParams::default().labels(selector)).await
+    }
+
+    async fn delete_pod(&self, pod: &PodRef, grace: Option<Duration>) -> Result<(), ClusterError> {
+        let params = delete_params(pod, grace);
+        self.unary.run("delete_pod", self.pods(&pod.namespace).delete(&pod.name, &params)).await.map(drop)
+    }
+
+    async fn watch_pod(&self, pod: &PodRef) -> Result<mpsc::Receiver<PodChange>, ClusterError> {
+        let (sender, receiver) = mpsc::channel(16);
+        let api = self.pods(&pod.namespace);
+        self.tasks.spawn(watch::follow(self.unary.clone(), api, pod.clone(), sender));
+        Ok(receiver)
+    }
+
+    async fn pod_events(&self, pod: &PodRef) -> Result<Vec<Event>, ClusterError> {
+        let mut fields = format!("involvedObject.kind=Pod,involvedObject.name={}", pod.name);
+        if let Some(uid) = &pod.uid {
+            fields += &format!(",involvedObject.uid={uid}");
+        }
+        let api: Api<Event> = Api::namespaced(self.unary.client.clone(), &pod.namespace);
+        let mut events = self.list("pod_events", &api, ListParams::default().fields(&fields)).await?;
+        events.sort_by_key(|event| {
+            let when = event.last_timestamp.as_ref().map(|time| time.0);
+            when.or(event.event_time.as_ref().map(|time| time.0)).or(event.first_timestamp.as_ref().map(|time| time.0))
+        });
+        Ok(events)
+    }
+
+    async fn stream(&self, pod: &PodRef, request: &StreamRequest) -> Result<Streams, ClusterError> {
+        let params = AttachParams {
+            container: Some(request.container.clone()),
+            stdin: request.stdin,
+            stdout: true,
+            stderr: !request.tty,
+            tty: request.tty,
+            ..AttachParams::default()
+        };
+        let paths = Request::new(format!("/api/v1/namespaces/{}/pods", pod.namespace));
+        let http_request = match &request.command {
+            Some(command) => paths.exec(&pod.name, command, &params),
+            None => paths.attach(&pod.name, &params),
+        };
+        let http_request = http_request.map_err(|error| ClusterError::Invalid { message: error.to_string() })?;
+        let started = tokio::time::Instant::now();
+        let connected = self.streams.connect(http_request).await.map_err(|error| cluster_error(&error));
+        let verb = if request.command.is_some() { "exec" } else { "attach" };
+        self.unary.metrics.request(verb, started.elapsed(), connected.as_ref().err());
+        let connection = connected?;
+        let half_close = connection.supports_stream_close();
+        Ok(pump::run(connection.into_stream(), half_close, &self.tasks))
+    }
+
+    async fn list_leases(&self, namespace: &str, selector: &str) -> Result<Vec<Lease>, ClusterError> {
+        self.list("list_leases", &self.leases(namespace), ListParams::default().labels(selector)).await
+    }
+
+    async fn get_lease(&self, namespace: &str, name: &str) -> Result<Lease, ClusterError> {
+        self.unary.run("get_lease", self.leases(namespace).get(name)).await
+    }
+
+    async fn create_lease(&self, lease: &Lease) -> Result<Lease, ClusterError> {
+        let (namespace, _) = place(&lease.metadata)?;
+        self.unary.run("create_lease", self.leases(namespace).create(&PostParams::default(), lease)).await
+    }
+
+    async fn replace_lease(&self, lease: &Lease) -> Result<Lease, ClusterError> {
+        let (namespace, name) = place(&lease.metadata)?;
+        self.unary.run("replace_lease", self.leases(namespace).replace(name, &PostParams::default(), lease)).await
+    }
+
+    async fn delete_lease(&self, lease: &Lease) -> Result<(), ClusterError> {
+        let (namespace, name) = place(&lease.metadata)?;
+        let resource_version = lease.metadata.resource_version.clone();
+        let mut params = DeleteParams::default();
+        if resource_version.is_some() {
+            params = params.preconditions(Preconditions { resource_version, uid: None });
+        }
+        self.unary.run("delete_lease", self.leases(namespace).delete(name, &params)).await.map(drop)
+    }
+
+    async fn ping(&self) -> Result<(), ClusterError> {
+        match self.unary.run("ping", self.unary.client.apiserver_version()).await {
+            // It answers, if only to refuse; whether we may do our work is told by the work.
+            Ok(_) | Err(ClusterError::NotFound { .. } | ClusterError::Forbidden { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
