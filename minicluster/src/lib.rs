@@ -192,13 +192,14 @@ impl Minicluster {
     /// Ends every pod and all its processes, closes all connections and removes the state directory. When it returns, they
     /// are gone. If dropped early, the rest goes on as [`Drop`] has it.
     pub async fn shutdown(mut self) {
-        self.kubelet.shut_down(self.shutdown_grace).await;
+        // First, so that nothing new comes. Streams that run are not the server's any more.
         self.stop.cancel();
         if let Some(server) = self.server.take()
             && let Err(error) = server.await
         {
             tracing::error!(%error, "the server's task failed");
         }
+        self.kubelet.shut_down(self.shutdown_grace).await;
         self.api.shut_down().await;
     }
 }

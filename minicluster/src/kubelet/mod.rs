@@ -168,7 +168,7 @@ impl Kubelet {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs a pod that was created in the store.
+    /// Runs a pod that was created in the store; not any more once everything ends.
     pub fn run(self: &Arc<Self>, pod: Pod) {
         let field = |field: &Option<String>| field.clone().unwrap_or_default();
         let containers = pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
@@ -183,8 +183,12 @@ impl Kubelet {
             }),
             removed: CancellationToken::new(),
         });
-        self.lock().insert(handle.uid.clone(), handle.clone());
-        self.tasks.spawn(pod::run(self.clone(), handle, pod));
+        let mut pods = self.lock();
+        // Under the lock: whoever closes looks at all pods after it.
+        if !self.tasks.is_closed() {
+            pods.insert(handle.uid.clone(), handle.clone());
+            self.tasks.spawn(pod::run(self.clone(), handle, pod));
+        }
     }
 
     pub fn pod(&self, uid: &str) -> Option<Arc<PodHandle>> {
@@ -234,13 +238,17 @@ impl Kubelet {
         processes
     }
 
-    /// Kills all pods, without waiting for it.
+    /// Kills all pods, without waiting for it, and takes no more.
     pub fn delete_all_now(&self) {
         self.delete_all(Duration::ZERO);
     }
 
     fn delete_all(&self, grace: Duration) {
-        let uids: Vec<String> = self.lock().keys().cloned().collect();
+        let uids: Vec<String> = {
+            let pods = self.lock();
+            self.tasks.close();
+            pods.keys().cloned().collect()
+        };
         for uid in uids {
             self.delete(&uid, grace);
         }
@@ -249,7 +257,6 @@ impl Kubelet {
     /// Removes all pods and waits until their processes are gone.
     pub async fn shut_down(&self, grace: Duration) {
         self.delete_all(grace);
-        self.tasks.close();
         self.tasks.wait().await;
     }
 
