@@ -11,7 +11,7 @@ pub use id::{ConnectionId, IdError, OwnerId, SessionId};
 pub use refusal::{DOMAIN, code_of, refusal_of};
 
 /// Generated from `proto/podbay/v1`.
-#[allow(missing_docs, clippy::pedantic, missing_debug_implementations)]
+#[allow(missing_docs, clippy::all, clippy::pedantic, missing_debug_implementations)]
 pub mod v1 {
     tonic::include_proto!("podbay.v1");
 }
