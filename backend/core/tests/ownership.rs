@@ -141,7 +141,7 @@ async fn clocks_mean_nothing() {
         // Whatever times stand in the lease.
         for hour in [-1i64, 1] {
             let mut lease =
-                world.cluster.get_lease("ns", &lease_name(world.request(1, 9, "a").who.owner)).await.expect("a lease");
+                world.cluster.get_lease("ns", &lease_name(World::request(1, 9, "a").who.owner)).await.expect("a lease");
             let off = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second() + hour * 3600).expect("a time");
             if let Some(spec) = &mut lease.spec {
                 spec.renew_time = Some(MicroTime(off));
@@ -223,7 +223,7 @@ async fn foreign_pods_are_none_of_the_reapers_business() {
 async fn the_reaper_finds_what_a_dead_backend_left() {
     let world = World::new("connection");
     // The backend died right after the create: the pod has no lease and nobody knows it.
-    let request = world.request(1, 9, "a");
+    let request = World::request(1, 9, "a");
     let pod = podbay_backend_core::template::connection_pod(&world.settings.pod, &request.who, &request.environment);
     world.cluster.create_pod(&pod).await.expect("created");
     world.pass(world.duration() + 30 * SECOND, Some(&mut world.reaper()), false).await;

@@ -83,7 +83,8 @@ impl Connections {
     pub async fn open(&self, request: OpenRequest, events: mpsc::Sender<OpenEvent>) -> Result<(), Refusal> {
         let id = request.who.connection;
         tokio::select! {
-            result = self.open_whole(request, &events) => result,
+            // Boxed: pods are large, and many connections wait here at once.
+            result = Box::pin(self.open_whole(request, &events)) => result,
             () = events.closed() => Err(Refusal::new(Reason::Terminated, "the caller gave the connection up")),
         }
         .map_err(|refusal| refusal.about(id))
@@ -191,7 +192,7 @@ impl Connections {
         match &result {
             Ok(pods) => tracing::info!(target: "podbay::activity", connection = %id, pods, "connection closed"),
             Err(refusal) => {
-                tracing::warn!(connection = %id, reason = %refusal.message, "connection not closed in time")
+                tracing::warn!(connection = %id, reason = %refusal.message, "connection not closed in time");
             }
         }
         result.map_err(|refusal| refusal.about(id))

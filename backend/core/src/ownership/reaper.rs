@@ -65,8 +65,9 @@ struct Found {
 impl Reaper {
     /// For pods in `namespace`.
     pub fn new(lifecycle: Lifecycle, leases: Leases, namespace: impl Into<String>) -> Self {
-        // A break of more than half a poll beyond the poll itself: this process, its machine or the API stood still.
-        let max_gap = leases.ownership().poll() * 3 / 2;
+        // Longer than this between looks, and this process, its machine or the API stood still. Less goes unnoticed: should all
+        // stand still with us for one more poll after each poll, an owner's renewals (3 polls) come after 6, and 9 are a duration.
+        let max_gap = leases.ownership().poll() * 2;
         Self {
             lifecycle,
             leases,

@@ -15,14 +15,17 @@ use std::{
 use tokio::time::Instant;
 
 /// Owners that were not heard of for so long are forgotten.
-const FORGET: Duration = Duration::from_secs(3600);
+const FORGET: Duration = Duration::from_hours(1);
+
+/// When the owner was last heard of, and when each of its unknown pods (by uid) was first seen.
+type Seen = (Instant, BTreeMap<String, Instant>);
 
 /// When each owner's unknown pods were first seen, by this replica's clock: pod ages by the API server's clock are never
 /// compared with ours. A pod is spared for `podStart` + `podStop`: its answer may still be under way.
 #[derive(Debug)]
 pub struct Sweep {
     spare: Duration,
-    owners: Mutex<BTreeMap<OwnerId, (Instant, BTreeMap<String, Instant>)>>,
+    owners: Mutex<BTreeMap<OwnerId, Seen>>,
 }
 
 impl Sweep {

@@ -45,7 +45,7 @@ impl World {
         Self { cluster, connections: Connections::new(lifecycle, leases, settings.clone(), keys), settings, tracker }
     }
 
-    pub fn request(&self, connection: u8, owner: u8, caller: &str) -> OpenRequest {
+    pub fn request(connection: u8, owner: u8, caller: &str) -> OpenRequest {
         let message = v1::OpenConnectionRequest {
             connection_id: id(connection),
             owner_id: id(owner),
@@ -58,7 +58,7 @@ impl World {
 
     pub async fn open(&self, connection: u8, owner: u8, caller: &str) -> Result<v1::Opened, Refusal> {
         let (sender, mut events) = mpsc::channel(64);
-        self.connections.open(self.request(connection, owner, caller), sender).await?;
+        self.connections.open(Self::request(connection, owner, caller), sender).await?;
         while let Some(event) = events.recv().await {
             if let OpenEvent::Opened(opened) = event {
                 return Ok(opened);
