@@ -176,9 +176,9 @@ impl World {
     }
 
     fn wakes(&self, at: Instant, every: Duration) -> Instant {
-        let since = at.duration_since(self.now - Duration::from_hours(1));
+        let since = at.duration_since(self.now.checked_sub(Duration::from_hours(1)).unwrap());
         let rest = since.as_nanos() % every.as_nanos().max(1);
-        at + (every - Duration::from_nanos(u64::try_from(rest).expect("small")))
+        at + every.checked_sub(Duration::from_nanos(u64::try_from(rest).expect("small"))).unwrap()
     }
 
     /// Runs until nothing moves, the condition holds, or `limit` has passed.
