@@ -7,5 +7,6 @@ pub mod fake;
 pub mod handle;
 pub mod identity;
 pub mod lifecycle;
+pub mod session;
 pub mod template;
 pub mod wrapper;
