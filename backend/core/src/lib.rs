@@ -2,11 +2,13 @@
 
 pub mod cluster;
 pub mod config;
+pub mod connections;
 pub mod failure;
 pub mod fake;
 pub mod handle;
 pub mod identity;
 pub mod lifecycle;
+pub mod ownership;
 pub mod session;
 pub mod template;
 pub mod wrapper;

@@ -20,7 +20,7 @@ impl Ownership {
         Self {
             lease_duration: Duration::from_secs(90),
             namespace: namespace.into(),
-            backend_wait: Duration::from_secs(60),
+            backend_wait: Duration::from_mins(1),
         }
     }
 

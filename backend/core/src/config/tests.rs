@@ -53,7 +53,7 @@ ownership: {leaseDuration: 30s}
     assert!(pod.shell_command.is_empty());
     let timeouts = settings.timeouts;
     assert_eq!(timeouts.pod_start, Duration::from_secs(5));
-    assert_eq!(timeouts.pod_stop, Duration::from_secs(60), "0s means not set");
+    assert_eq!(timeouts.pod_stop, Duration::from_mins(1), "0s means not set");
     assert_eq!(timeouts.http, Duration::from_millis(1500));
     assert_eq!(settings.ownership.backend_wait, Duration::from_secs(20));
 }

@@ -133,7 +133,7 @@ fn events_say_what_a_silent_container_does() {
     let creating = pod(waiting("shell", "ContainerCreating", ""));
     let see = |events: &[Event]| Observer::new("shell").see(&creating, events);
     let pulling = event("Pulling", "Pulling image \"i\"", 1);
-    assert!(matches!(see(&[pulling.clone()]), Verdict::Waiting(p) if p.phase == StartPhase::Pulling));
+    assert!(matches!(see(std::slice::from_ref(&pulling)), Verdict::Waiting(p) if p.phase == StartPhase::Pulling));
     assert!(matches!(see(&[pulling, event("Pulled", "", 1)]), Verdict::Waiting(p) if p.phase == StartPhase::Starting));
     let mount = event("FailedMount", "MountVolume.SetUp failed: configmap \"c\" not found", 3);
     assert!(matches!(see(&[mount]), Verdict::MayHeal(Reason::ContainerFailed, p) if p.message.contains("configmap")));

@@ -265,17 +265,16 @@ async fn watch_pod(shared: Arc<Shared>, pod: PodRef, sender: mpsc::Sender<PodCha
                 }
             }
         };
-        match news {
-            Some(news) => {
-                let end = matches!(news, PodChange::Gone(_));
-                if sender.send(news).await.is_err() || end {
-                    return;
-                }
+        if let Some(news) = news {
+            let end = matches!(news, PodChange::Gone(_));
+            if sender.send(news).await.is_err() || end {
+                return;
             }
-            None => tokio::select! {
-                change = changed.changed() => if change.is_err() { return },
-                () = sender.closed() => return,
-            },
+            continue;
+        }
+        tokio::select! {
+            change = changed.changed() => if change.is_err() { return },
+            () = sender.closed() => return,
         }
     }
 }

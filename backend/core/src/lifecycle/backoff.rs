@@ -24,7 +24,7 @@ impl Backoff {
         let step = self.next;
         self.next = (step * 2).min(MOST);
         let jittered = step.mul_f64(0.5 + rand::random::<f64>() / 2.0);
-        jittered.max(retry_after.unwrap_or_default().min(Duration::from_secs(60)))
+        jittered.max(retry_after.unwrap_or_default().min(Duration::from_mins(1)))
     }
 }
 
@@ -39,6 +39,6 @@ mod tests {
         assert!(waits[0] >= FIRST / 2 && waits[0] <= FIRST, "{waits:?}");
         assert!(waits[9] >= MOST / 2 && waits[9] <= MOST, "{waits:?}");
         assert_eq!(backoff.next(Some(Duration::from_secs(9))), Duration::from_secs(9));
-        assert_eq!(backoff.next(Some(Duration::MAX)), Duration::from_secs(60));
+        assert_eq!(backoff.next(Some(Duration::MAX)), Duration::from_mins(1));
     }
 }

@@ -10,6 +10,7 @@ mod stop;
 
 pub use backoff::Backoff;
 pub use start::{Kind, StartRequest, StartedPod};
+pub(crate) use stop::reference;
 
 use crate::{
     cluster::{Cluster, ClusterError, PodRef},
@@ -54,7 +55,12 @@ impl Lifecycle {
         self.tracker.spawn(async move { this.stop_and_tell(&pod).await });
     }
 
-    /// The same for a pod whose creation was not answered: it is looked for by name for as long as the request may still be
+    /// A guard that deletes this pod (as [`Self::undo`]) when it is dropped, unless it is kept.
+    pub fn guard(&self, pod: PodRef) -> Undo {
+        Undo { lifecycle: self.clone(), pod, mark: String::new(), what: Left::Pod }
+    }
+
+    /// [`Self::undo`] for a pod whose creation was not answered: it is looked for by name for as long as the request may still be
     /// under way, and deleted only if it carries this start's own mark: a later try of the same connection may have made
     /// another one meanwhile.
     fn undo_unanswered(&self, pod: PodRef, mark: String) {
@@ -88,7 +94,8 @@ impl Lifecycle {
 }
 
 /// A guard that undoes a start unless it is kept.
-struct Undo {
+#[derive(Debug)]
+pub struct Undo {
     lifecycle: Lifecycle,
     pod: PodRef,
     /// This start's own mark on the pods that it makes.
@@ -108,7 +115,8 @@ enum Left {
 }
 
 impl Undo {
-    fn keep(mut self) {
+    /// The pod stays.
+    pub fn keep(mut self) {
         self.what = Left::Nothing;
     }
 }

@@ -346,7 +346,7 @@ impl Telling<'_> {
     fn next_reminder(&self) -> Instant {
         match (&self.last, self.told) {
             (Some((_, Some(_), _)), Some(told)) => told + REMIND,
-            _ => Instant::now() + Duration::from_secs(3600),
+            _ => Instant::now() + Duration::from_hours(1),
         }
     }
 

@@ -1,0 +1,238 @@
+//! Connections: opened, kept, listed and closed in terms of the port. What the gRPC service calls.
+//!
+//! Who may call is decided before: the caller's service comes in as a name, and its rights (operator, which users) are the
+//! service's to check.
+
+mod list;
+mod request;
+
+pub use list::{ListRequest, Page};
+pub use request::{Heartbeat, OpenRequest};
+
+use crate::{
+    config::{Mode, Settings, duration_proto},
+    handle::{Contents, KeyRing, Target},
+    identity::{self, Marks},
+    lifecycle::{Kind, Lifecycle, StartRequest},
+    ownership::{Leases, Sweep},
+    template,
+};
+use bytes::Bytes;
+use podbay::{
+    ConnectionId,
+    v1::{self, Reason, Refusal},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+
+/// What an opening connection tells its caller: `Accepted`, any number of `Progress`, `Opened`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum OpenEvent {
+    /// First.
+    Accepted(v1::Accepted),
+    /// Dropped while the channel is full: news, not data.
+    Progress(v1::Progress),
+    /// Last.
+    Opened(v1::Opened),
+}
+
+/// Opens, keeps and closes connections. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Connections {
+    lifecycle: Lifecycle,
+    leases: Leases,
+    settings: Arc<Settings>,
+    keys: Arc<KeyRing>,
+    sweep: Arc<Sweep>,
+}
+
+impl Connections {
+    /// By these settings; handles are sealed with these keys.
+    pub fn new(lifecycle: Lifecycle, leases: Leases, settings: Arc<Settings>, keys: Arc<KeyRing>) -> Self {
+        let spare = lifecycle.timeouts().pod_start + lifecycle.timeouts().pod_stop;
+        Self { lifecycle, leases, settings, keys, sweep: Arc::new(Sweep::new(spare)) }
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Opens handles for sessions.
+    pub fn keys(&self) -> &Arc<KeyRing> {
+        &self.keys
+    }
+
+    /// The leases, for session mode's [`Leases::admit`].
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// Starts and stops pods.
+    pub fn lifecycle(&self) -> &Lifecycle {
+        &self.lifecycle
+    }
+
+    /// Opens a connection; its events go to `events` in order. `podStart` begins when `Accepted` was taken.
+    ///
+    /// Cancel safe: when this is dropped, or the receiver of `events` is, before `Opened` was taken, all that was begun is
+    /// undone in the background.
+    pub async fn open(&self, request: OpenRequest, events: mpsc::Sender<OpenEvent>) -> Result<(), Refusal> {
+        let id = request.who.connection;
+        tokio::select! {
+            // Boxed: pods are large, and many connections wait here at once.
+            result = Box::pin(self.open_whole(request, &events)) => result,
+            () = events.closed() => Err(Refusal::new(Reason::Terminated, "the caller gave the connection up")),
+        }
+        .map_err(|refusal| refusal.about(id))
+    }
+
+    async fn open_whole(&self, request: OpenRequest, events: &mpsc::Sender<OpenEvent>) -> Result<(), Refusal> {
+        let OpenRequest { who, environment } = request;
+        let (config, timeouts) = (&self.settings.pod, *self.lifecycle.timeouts());
+        let given_up = || Refusal::new(Reason::Terminated, "the caller gave the connection up");
+        let accepted = v1::Accepted {
+            timeouts: Some(timeouts.to_proto()),
+            policy: Some(v1::Policy { subsystems: config.subsystems.keys().cloned().collect(), max_sessions: 0 }),
+            mode: v1::ExecutionMode::from(config.mode).into(),
+        };
+        events.send(OpenEvent::Accepted(accepted)).await.map_err(|_| given_up())?;
+        let deadline = Instant::now() + timeouts.pod_start;
+        let renewed = self.leases.renew(who.owner, &who.caller, deadline);
+
+        let (target, opened, undo) = match config.mode {
+            Mode::Session => {
+                renewed.await?;
+                let base = template::base_pod(config, &who, &environment);
+                let opened = v1::Opened { agent_level: v1::AgentLevel::None.into(), ..v1::Opened::default() };
+                (Target::Template(Box::new(base)), opened, None)
+            }
+            Mode::Connection => {
+                let pod = template::connection_pod(config, &who, &environment);
+                let start = StartRequest { pod, console: config.console.clone(), kind: Kind::Connection, deadline };
+                let (sender, mut progress) = mpsc::channel(8);
+                // From the moment that the pod is there, it is undone unless all the rest works too.
+                let started = async {
+                    let started = self.lifecycle.start(start, &sender).await?;
+                    let undo = self.lifecycle.guard(started.pod.clone());
+                    Ok((started, undo))
+                };
+                let tell = async {
+                    while let Some(news) = progress.recv().await {
+                        let _ = events.try_send(OpenEvent::Progress(news));
+                    }
+                    std::future::pending::<std::convert::Infallible>().await
+                };
+                let ((), (started, undo)) = tokio::select! {
+                    result = async { futures::try_join!(renewed, started) } => result?,
+                    never = tell => match never {},
+                };
+                let pod = started.pod;
+                let target = Target::Pod {
+                    namespace: pod.namespace.clone(),
+                    name: pod.name.clone(),
+                    uid: pod.uid.clone().unwrap_or_default(),
+                    image_id: started.image_id,
+                };
+                let opened = v1::Opened {
+                    handle: Bytes::new(),
+                    pod_namespace: pod.namespace,
+                    pod_name: pod.name,
+                    agent_level: v1::AgentLevel::None.into(),
+                };
+                (target, opened, Some(undo))
+            }
+        };
+        let contents = Contents::new(config, timeouts, &who, environment, target);
+        let handle = Bytes::from(self.keys.seal(&contents, &who.caller)?);
+        let pod_name = opened.pod_name.clone();
+        events.send(OpenEvent::Opened(v1::Opened { handle, ..opened })).await.map_err(|_| given_up())?;
+        if let Some(undo) = undo {
+            undo.keep();
+        }
+        tracing::info!(
+            target: "podbay::activity",
+            connection = %who.connection, user = who.user.name, remote = ?who.remote, pod = pod_name,
+            "connection opened"
+        );
+        Ok(())
+    }
+
+    /// Closes a connection of this caller: its pods are gone, within `podStop`. Gives how many there were; a connection that
+    /// isn't there is closed.
+    ///
+    /// Cancel safe, in that dropping it leaves the deletion asked but not awaited.
+    pub async fn close(&self, id: ConnectionId, caller: &str) -> Result<u32, Refusal> {
+        self.end(id, Some(caller)).await
+    }
+
+    /// Closes anybody's connection; for operators.
+    pub async fn terminate(&self, id: ConnectionId) -> Result<u32, Refusal> {
+        self.end(id, None).await
+    }
+
+    async fn end(&self, id: ConnectionId, caller: Option<&str>) -> Result<u32, Refusal> {
+        let budget = self.lifecycle.timeouts().pod_stop;
+        let late =
+            || Refusal::new(Reason::PodStopTimeout, "the pods were not gone in time; they will be removed later");
+        let whole = async {
+            match self.settings.pod.mode {
+                Mode::Connection => {}
+                // First, so that no session starts a pod behind our back.
+                Mode::Session => self.leases.revoke(id, Instant::now() + budget).await?,
+            }
+            let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| caller.is_none_or(|c| c == marks.caller));
+            let selector = identity::of_connection(id);
+            self.lifecycle.stop_all(self.settings.pod.namespace(), &selector, |pod| ours(&pod.metadata)).await
+        };
+        let result = timeout(budget, whole).await.unwrap_or_else(|_| Err(late()));
+        match &result {
+            Ok(pods) => tracing::info!(target: "podbay::activity", connection = %id, pods, "connection closed"),
+            Err(refusal) => {
+                tracing::warn!(connection = %id, reason = %refusal.message, "connection not closed in time");
+            }
+        }
+        result.map_err(|refusal| refusal.about(id))
+    }
+
+    /// Renews an owner's lease; where the owner tells all its connections, pods that it doesn't know are closed in the
+    /// background; handles of old keys are sealed anew. An owner that leaves has its pods deleted, within `podStop`.
+    pub async fn heartbeat(&self, beat: Heartbeat) -> Result<v1::HeartbeatResponse, Refusal> {
+        let Heartbeat { owner, caller, known, complete, handles, leaving } = beat;
+        let ownership = self.leases.ownership();
+        if leaving {
+            let selector = identity::of_owner(owner);
+            let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| marks.caller == caller);
+            let namespace = self.settings.pod.namespace();
+            self.lifecycle.stop_all(namespace, &selector, |pod| ours(&pod.metadata)).await?;
+            self.leases.leave(owner, &caller).await?;
+        } else {
+            let deadline = Instant::now() + ownership.heartbeat().min(self.lifecycle.timeouts().http);
+            self.leases.renew(owner, &caller, deadline).await?;
+            if complete {
+                let (this, caller) = (self.clone(), caller.clone());
+                // Apart, so that a slow list never delays a renewal's answer.
+                self.lifecycle.tracker().spawn(async move {
+                    let namespace = this.settings.pod.namespace();
+                    this.sweep.run(&this.lifecycle, namespace, owner, &known, &caller).await;
+                });
+            }
+        }
+        let handles = handles.iter().map(|handle| match self.keys.renew(handle, &caller) {
+            Ok(renewed) => Bytes::from(renewed.unwrap_or_default()),
+            Err(refusal) => {
+                tracing::warn!(%owner, reason = %refusal.message, "a handle in a heartbeat is not valid");
+                Bytes::new()
+            }
+        });
+        let proto = |duration: Duration| Some(duration_proto(duration));
+        Ok(v1::HeartbeatResponse {
+            handles: handles.collect(),
+            interval: proto(ownership.heartbeat()),
+            lease_duration: proto(ownership.lease_duration),
+        })
+    }
+}

@@ -1,0 +1,14 @@
+//! Ownership: an owner's lease keeps its pods; an owner whose lease stands still loses them.
+//!
+//! The rule and its reasons: docs/design/0003-ownership.md. No wall clock is ever compared: a lease's *change* is the sign
+//! of life, and time is what one reaper has itself watched.
+
+mod lease;
+mod observe;
+mod reaper;
+mod sweep;
+
+pub use lease::{EXPIRED, Leases, lease_name};
+pub use observe::{Item, Observations};
+pub use reaper::Reaper;
+pub use sweep::Sweep;

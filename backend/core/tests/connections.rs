@@ -1,0 +1,240 @@
+//! Connections as the gRPC service sees them, on the fake. All in virtual time.
+
+mod world;
+
+use podbay::v1::{self, Reason};
+use podbay_backend_core::{
+    cluster::ClusterError,
+    connections::{ListRequest, OpenEvent, OpenRequest},
+    fake::{Call, Fault, script},
+    handle::Target,
+};
+use std::time::Duration;
+use tokio::{sync::mpsc, time::Instant};
+use world::{World, id, unavailable};
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_opens_is_listed_and_closes() {
+    let world = World::new("connection");
+    let opened = world.open(1, 9, "a").await.expect("opened");
+    let contents = world.connections.keys().open(&opened.handle, "a").expect("a handle");
+    assert!(matches!(&contents.target, Target::Pod { name, .. } if *name == opened.pod_name));
+    assert!(world.connections.keys().open(&opened.handle, "b").is_err());
+    assert_eq!(world.cluster.leases().len(), 1, "the owner's lease was made at its first use");
+
+    let page = world.connections.list(&ListRequest::default()).await.expect("listed");
+    let connection = &page.connections[0];
+    assert_eq!((connection.connection_id.as_str(), connection.pods.len()), (id(1).as_str(), 1));
+    assert_eq!(connection.user.as_ref().map(|user| user.name.as_str()), Some("alice"));
+    assert_eq!((connection.remote_address.as_str(), connection.mode()), ("192.0.2.1", v1::ExecutionMode::Connection));
+
+    let it = contents.connection;
+    assert_eq!(world.connections.close(it, "b").await, Ok(0), "another caller closes nothing");
+    assert_eq!(world.cluster.pods().len(), 1);
+    assert_eq!(world.connections.close(it, "a").await, Ok(1));
+    assert!(world.cluster.pods().is_empty());
+    assert_eq!(world.connections.terminate(it).await, Ok(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn accepted_comes_first_and_pod_start_counts_from_it() {
+    let world = World::new("connection");
+    world.cluster.on_create(|_| Vec::new());
+    let (sender, mut events) = mpsc::channel(1);
+    let request = World::request(1, 9, "a");
+    let connections = world.connections.clone();
+    let opening = tokio::spawn(async move { connections.open(request, sender).await });
+    let Some(OpenEvent::Accepted(accepted)) = events.recv().await else { panic!("expected Accepted") };
+    assert_eq!(accepted.timeouts.and_then(|t| t.pod_start).map(|d| d.seconds), Some(60));
+    assert_eq!(accepted.policy.map(|policy| policy.subsystems), Some(vec!["sftp".to_owned()]));
+    let start = Instant::now();
+    while events.recv().await.is_some() {}
+    let refusal = opening.await.expect("joined").expect_err("refused");
+    assert_eq!((refusal.reason(), start.elapsed()), (Reason::PodStartTimeout, Duration::from_mins(1)));
+    assert_eq!(refusal.connection_id, id(1));
+    world.settled().await;
+    assert!(world.cluster.pods().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_hangs_up_undoes_the_opening() {
+    let world = World::new("connection");
+    world.cluster.on_create(|_| Vec::new());
+    let (sender, mut events) = mpsc::channel(4);
+    let request = World::request(1, 9, "a");
+    let connections = world.connections.clone();
+    let opening = tokio::spawn(async move { connections.open(request, sender).await });
+    while world.cluster.pods().is_empty() {
+        events.recv().await.expect("an event");
+    }
+    drop(events);
+    assert_eq!(opening.await.expect("joined").map_err(|r| r.reason()), Err(Reason::Terminated));
+    world.settled().await;
+    assert!(world.cluster.pods().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_without_a_lease_is_undone() {
+    let world = World::new("connection");
+    let no = ClusterError::Forbidden { message: "cannot create resource \"leases\"".into() };
+    world.cluster.faults(Call::CreateLease, usize::MAX, Fault::Fail(no));
+    let refusal = world.open(1, 9, "a").await.expect_err("refused");
+    assert_eq!(refusal.reason(), Reason::BackendNotAllowed);
+    world.settled().await;
+    assert!(world.cluster.pods().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_open_of_the_same_id_gets_the_same_pod_and_another_callers_none() {
+    let world = World::new("connection");
+    let first = world.open(1, 9, "a").await.expect("opened");
+    let second = world.open(1, 9, "a").await.expect("adopted");
+    assert_eq!((first.pod_name, world.cluster.pods().len()), (second.pod_name, 1));
+    let refusal = world.open(1, 8, "b").await.expect_err("refused");
+    assert_eq!(refusal.reason(), Reason::CallerNotAllowed);
+    let refusal = world.open(2, 9, "b").await.expect_err("another caller's owner");
+    assert_eq!(refusal.reason(), Reason::CallerNotAllowed);
+    world.settled().await;
+    assert_eq!(world.cluster.pods().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn session_mode_makes_no_pod_yet_and_a_closed_connection_none_ever() {
+    let world = World::new("session");
+    let opened = world.open(1, 9, "a").await.expect("opened");
+    assert!(world.cluster.pods().is_empty() && opened.pod_name.is_empty());
+    let contents = world.connections.keys().open(&opened.handle, "a").expect("a handle");
+    let leases = world.connections.leases();
+    assert_eq!(leases.admit(contents.owner, contents.connection, "a").await, Ok(()));
+    let foreign = leases.admit(contents.owner, contents.connection, "b").await;
+    assert_eq!(foreign.map_err(|r| r.reason()), Err(Reason::CallerNotAllowed));
+    assert_eq!(world.connections.close(contents.connection, "a").await, Ok(0));
+    let closed = leases.admit(contents.owner, contents.connection, "a").await;
+    assert_eq!(closed.map_err(|r| r.reason()), Err(Reason::Terminated));
+    assert_eq!(world.connections.close(contents.connection, "a").await, Ok(0), "again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_lost_answer_left_is_closed_by_a_complete_heartbeat_once_it_is_not_young() {
+    let world = World::new("connection");
+    world.open(1, 9, "a").await.expect("opened");
+    world.open(2, 9, "a").await.expect("opened, and the answer lost");
+    world.open(3, 8, "a").await.expect("another owner's");
+    let start = Instant::now();
+    while world.cluster.pods().len() == 3 {
+        assert!(start.elapsed() < Duration::from_secs(200), "never closed");
+        world.beat(9, "a", &[1], true).await.expect("renewed");
+        world.beat(8, "a", &[], false).await.expect("renewed, says nothing of its pods");
+        tokio::time::sleep(Duration::from_secs(30)).await;
+    }
+    assert!(start.elapsed() >= Duration::from_mins(2), "podStart + podStop");
+    let page = world.connections.list(&ListRequest::default()).await.expect("listed");
+    let left: Vec<_> = page.connections.iter().map(|connection| connection.connection_id.as_str()).collect();
+    assert_eq!(left, [id(1), id(3)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_leaves_takes_all_along() {
+    let world = World::new("connection");
+    for connection in [1, 2] {
+        world.open(connection, 9, "a").await.expect("opened");
+    }
+    world.open(3, 8, "a").await.expect("another owner's");
+    world.leave(9, "a").await.expect("left");
+    assert_eq!((world.cluster.pods().len(), world.cluster.leases().len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_is_tried_again_and_another_callers_refused() {
+    let world = World::new("connection");
+    world.cluster.fault(Call::GetLease, Fault::Fail(unavailable()));
+    world.cluster.fault(Call::CreateLease, Fault::LoseAnswer(unavailable()));
+    let answer = world.beat(9, "a", &[], true).await.expect("renewed");
+    assert_eq!((answer.interval.map(|d| d.seconds), answer.lease_duration.map(|d| d.seconds)), (Some(30), Some(90)));
+    let refusal = world.beat(9, "b", &[], true).await.expect_err("refused");
+    assert_eq!(refusal.reason(), Reason::CallerNotAllowed);
+    world.cluster.down(unavailable());
+    let start = Instant::now();
+    let refusal = world.beat(9, "a", &[], true).await.expect_err("refused");
+    assert_eq!(refusal.reason(), Reason::KubernetesUnavailable);
+    assert!(start.elapsed() <= Duration::from_secs(15));
+}
+
+#[tokio::test(start_paused = true)]
+async fn lists_are_paged_and_filtered() {
+    let world = World::new("connection");
+    for connection in 1..=5 {
+        world.open(connection, 9, if connection == 5 { "b" } else { "a" }).await.ok();
+    }
+    world.settled().await; // the fifth was refused: its owner is another caller's
+    let first = world.connections.list(&ListRequest { page_size: 3, ..ListRequest::default() }).await.expect("listed");
+    assert_eq!(first.connections.len(), 3);
+    let rest = ListRequest { page_size: 3, after: first.next, ..ListRequest::default() };
+    let rest = world.connections.list(&rest).await.expect("listed");
+    assert_eq!((rest.connections.len(), rest.next), (1, None));
+    for (user, caller, count) in
+        [(Some("alice"), None, 4), (Some("bob"), None, 0), (None, Some("b"), 0), (None, Some("a"), 4)]
+    {
+        let request =
+            ListRequest { user: user.map(Into::into), caller: caller.map(Into::into), ..ListRequest::default() };
+        assert_eq!(world.connections.list(&request).await.expect("listed").connections.len(), count, "{request:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_channel_of_events_never_stalls_the_start() {
+    let world = World::new("connection");
+    world.cluster.on_create(|pod| {
+        let mut steps: Vec<_> = (0..50)
+            .map(|i| script::becomes(Duration::from_millis(100), script::unschedulable(&format!("reason {i}"))))
+            .collect();
+        steps.push(script::ready(Duration::from_millis(100), pod));
+        steps
+    });
+    let (sender, mut events) = mpsc::channel(2);
+    let start = Instant::now();
+    let opening = world.connections.open(World::request(1, 9, "a"), sender);
+    let reading = async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let mut last = None;
+        while let Some(event) = events.recv().await {
+            last = Some(event);
+        }
+        last
+    };
+    let (result, last) = tokio::join!(opening, reading);
+    assert_eq!(result, Ok(()));
+    assert!(matches!(last, Some(OpenEvent::Opened(_))));
+    assert!(start.elapsed() < Duration::from_secs(11));
+}
+
+#[test]
+fn requests_are_parsed_at_the_door() {
+    type Change = Box<dyn Fn(&mut v1::OpenConnectionRequest)>;
+    let good = || v1::OpenConnectionRequest {
+        connection_id: id(1),
+        owner_id: id(2),
+        user: Some(v1::User { name: "u".into(), authenticated_name: String::new() }),
+        ..v1::OpenConnectionRequest::default()
+    };
+    assert!(OpenRequest::parse(good(), "a").is_ok());
+    let wrong: Vec<(&str, Change)> = vec![
+        ("connection_id", Box::new(|r| r.connection_id = "x".into())),
+        ("owner_id", Box::new(|r| r.owner_id.clear())),
+        ("user is missing", Box::new(|r| r.user = None)),
+        ("user.name is empty", Box::new(|r| r.user = Some(v1::User::default()))),
+        ("user.name is longer", Box::new(|r| r.user = Some(v1::User { name: "u".repeat(257), ..v1::User::default() }))),
+        ("remote_address", Box::new(|r| r.remote_address = "host:1".into())),
+        ("environment", Box::new(|r| drop(r.environment.insert("1A".into(), String::new())))),
+        ("environment", Box::new(|r| drop(r.environment.insert("A".into(), "\0".into())))),
+        ("environment", Box::new(|r| drop(r.environment.insert("A".into(), "x".repeat(65 * 1024))))),
+        ("metadata", Box::new(|r| r.metadata.extend((0..65).map(|i| (i.to_string(), String::new()))))),
+    ];
+    for (field, change) in wrong {
+        let mut request = good();
+        change(&mut request);
+        let refusal = OpenRequest::parse(request, "a").expect_err(field);
+        assert_eq!(refusal.reason(), Reason::InvalidRequest);
+        assert!(refusal.message.contains(field), "{}", refusal.message);
+    }
+}
