@@ -9,5 +9,6 @@ pub mod handle;
 pub mod identity;
 pub mod lifecycle;
 pub mod ownership;
+pub mod session;
 pub mod template;
 pub mod wrapper;

@@ -1,0 +1,214 @@
+//! How programs ended: from what the stream said and what the pod's status says. Pure but for [`read_exit`].
+
+use crate::{
+    cluster::{Cluster, ClusterError, PodChange, PodRef, StreamEnd},
+    failure::short,
+    lifecycle::Backoff,
+};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
+use podbay::v1::{Exit, ExitSignal, Reason, Refusal, exit::End};
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+pub(super) fn code(code: u8) -> Exit {
+    Exit { end: Some(End::Code(code.into())) }
+}
+
+pub(super) fn lost(reason: Reason, message: impl Into<String>) -> Exit {
+    Exit { end: Some(End::Lost(Refusal::new(reason, message))) }
+}
+
+/// Whether a runtime's words mean that the program's file is not in the image (or can't be executed).
+pub(super) fn is_missing(message: &str) -> bool {
+    ["executable file not found", "no such file or directory", "not found", "permission denied", "exec format error"]
+        .iter()
+        .any(|words| message.to_lowercase().contains(words))
+}
+
+/// The end of an exec, where the stream told one; `None` = ask the pod what happened ([`of_gone`]).
+pub(super) fn of_exec(end: &StreamEnd) -> Option<Exit> {
+    match end {
+        StreamEnd::Success => Some(code(0)),
+        StreamEnd::ExitCode(exit) => Some(code(*exit)),
+        StreamEnd::Failed { message, .. } if is_missing(message) => {
+            Some(lost(Reason::CommandNotStarted, format!("the program can't be started: {}", short(message))))
+        }
+        StreamEnd::Failed { reason, message } => {
+            Some(lost(Reason::StreamLost, format!("the program's end is not known: {reason} {}", short(message))))
+        }
+        StreamEnd::Lost(_) => None,
+    }
+}
+
+/// The end of a program whose stream broke, from what its pod looks like afterwards.
+pub(super) fn of_gone(pod: &Result<Pod, ClusterError>, console: &str, end: &StreamEnd) -> Exit {
+    let why = match end {
+        StreamEnd::Lost(why) => why.as_str(),
+        StreamEnd::Success | StreamEnd::ExitCode(_) | StreamEnd::Failed { .. } => "",
+    };
+    match pod {
+        Err(ClusterError::NotFound { .. }) => lost(Reason::PodGone, "the pod is gone"),
+        Ok(pod) => match pod_gone(pod).or_else(|| killed(pod, console)) {
+            Some(exit) => exit,
+            None if pod.metadata.deletion_timestamp.is_some() => lost(Reason::PodGone, "the pod is being deleted"),
+            None => stream_lost(why),
+        },
+        Err(_) => stream_lost(why),
+    }
+}
+
+fn stream_lost(why: &str) -> Exit {
+    let text = format!("the connection to the program broke, how it ended is not known: {}", short(why));
+    lost(Reason::StreamLost, text)
+}
+
+/// The end of a container's own program, by its pod's status; `None` while it runs.
+pub(super) fn of_container(pod: &Pod, console: &str) -> Option<Exit> {
+    if let Some(exit) = pod_gone(pod) {
+        return Some(exit);
+    }
+    if let Some(end) = terminated(pod, console) {
+        return Some(of_terminated(end));
+    }
+    let phase = pod.status.as_ref()?.phase.as_deref()?;
+    matches!(phase, "Succeeded" | "Failed")
+        .then(|| lost(Reason::PodGone, "the pod ended without a status of its program"))
+}
+
+fn of_terminated(end: &ContainerStateTerminated) -> Exit {
+    let words = short(end.message.as_deref().unwrap_or_default());
+    match (end.reason.as_deref(), u8::try_from(end.exit_code)) {
+        (Some("OOMKilled"), _) => out_of_memory(),
+        (Some("StartError" | "ContainerCannotRun"), _) => {
+            lost(Reason::CommandNotStarted, format!("the program can't be started: {words}"))
+        }
+        (Some("ContainerStatusUnknown"), _) => lost(Reason::PodGone, "the program's node or container is gone"),
+        (_, Ok(exit)) => code(exit),
+        (_, Err(_)) => lost(Reason::ContainerFailed, format!("the program ended with code {} {words}", end.exit_code)),
+    }
+}
+
+fn out_of_memory() -> Exit {
+    let message = "out of memory: the container needs more than its limit (OOMKilled)".to_owned();
+    Exit { end: Some(End::Signal(ExitSignal { name: "KILL".to_owned(), core_dumped: false, message })) }
+}
+
+/// A container that memory ended: told even where the stream broke on it.
+fn killed(pod: &Pod, console: &str) -> Option<Exit> {
+    let end = terminated(pod, console)?;
+    (end.reason.as_deref() == Some("OOMKilled")).then(out_of_memory)
+}
+
+/// A pod that something outside of it ended.
+fn pod_gone(pod: &Pod) -> Option<Exit> {
+    let status = pod.status.as_ref()?;
+    let message = short(status.message.as_deref().unwrap_or_default());
+    let text = match status.reason.as_deref()? {
+        "Evicted" => format!("the pod was evicted: {message}"),
+        "DeadlineExceeded" => "the pod's active deadline is over".to_owned(),
+        reason @ ("Preempting" | "NodeShutdown" | "Terminated" | "NodeLost") => {
+            format!("the pod was ended: {reason} {message}")
+        }
+        _ => return None,
+    };
+    Some(lost(Reason::PodGone, text))
+}
+
+fn terminated<'a>(pod: &'a Pod, console: &str) -> Option<&'a ContainerStateTerminated> {
+    // By name: the kubelet sorts statuses by it, so an index would read another container's.
+    let statuses = pod.status.as_ref()?.container_statuses.iter().flatten();
+    statuses.filter(|status| status.name == console).find_map(|status| status.state.as_ref()?.terminated.as_ref())
+}
+
+/// Reads how a container's own program ended, within `bound` (`podStop`).
+///
+/// Cancel safe.
+pub(super) async fn read_exit(cluster: &dyn Cluster, pod: &PodRef, console: &str, bound: Duration) -> Exit {
+    let read = async {
+        let mut backoff = Backoff::default();
+        loop {
+            if let Ok(mut changes) = cluster.watch_pod(pod).await {
+                while let Some(change) = changes.recv().await {
+                    let found = match change {
+                        PodChange::Now(pod) => of_container(&pod, console),
+                        PodChange::Gone(last) => {
+                            let gone = || lost(Reason::PodGone, "the pod is gone, and with it how the program ended");
+                            return last.and_then(|pod| of_container(&pod, console)).unwrap_or_else(gone);
+                        }
+                        PodChange::Interrupted(_) => None,
+                    };
+                    if let Some(exit) = found {
+                        return exit;
+                    }
+                }
+            }
+            sleep(backoff.next(None)).await;
+        }
+    };
+    let late = |_| lost(Reason::StreamLost, "how the program ended could not be read in time (timeouts.podStop)");
+    timeout(bound, read).await.unwrap_or_else(late)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::script;
+
+    fn pod(status: k8s_openapi::api::core::v1::PodStatus) -> Pod {
+        Pod { status: Some(status), ..script::pod("ns", "p") }
+    }
+
+    fn reason(exit: Exit) -> Reason {
+        match exit.end {
+            Some(End::Lost(refusal)) => refusal.reason(),
+            other => panic!("not lost: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_broken_stream_is_never_a_code() {
+        let broken = StreamEnd::Lost("x".into());
+        assert_eq!(of_exec(&broken), None);
+        let running = Ok(pod(script::status("Running")));
+        assert_eq!(reason(of_gone(&running, "shell", &broken)), Reason::StreamLost);
+        let gone = Err(ClusterError::NotFound { message: String::new() });
+        assert_eq!(reason(of_gone(&gone, "shell", &broken)), Reason::PodGone);
+        let timeout = Err(ClusterError::Timeout(Duration::from_secs(1)));
+        assert_eq!(reason(of_gone(&timeout, "shell", &broken)), Reason::StreamLost);
+        // Even where the container's status has a code: output may be missing.
+        let ended = Ok(pod(script::ended("shell", "Completed", 0)));
+        assert_eq!(reason(of_gone(&ended, "shell", &broken)), Reason::StreamLost);
+        let failed = |message: &str| StreamEnd::Failed { reason: "InternalError".into(), message: message.into() };
+        let exit = of_exec(&failed("exec: \"x\": executable file not found in $PATH"));
+        assert_eq!(exit.map(reason), Some(Reason::CommandNotStarted));
+        assert_eq!(of_exec(&failed("container is not running")).map(reason), Some(Reason::StreamLost));
+    }
+
+    #[test]
+    fn a_containers_end_is_read_by_name() {
+        assert_eq!(of_container(&pod(script::ended("shell", "Error", 7)), "shell"), Some(code(7)));
+        assert_eq!(
+            of_container(&pod(script::ended("sidecar", "Error", 7)), "shell").map(reason),
+            Some(Reason::PodGone)
+        );
+        assert_eq!(of_container(&pod(script::status("Running")), "shell"), None);
+        let oom = of_container(&pod(script::ended("shell", "OOMKilled", 137)), "shell").and_then(|exit| exit.end);
+        assert!(matches!(oom, Some(End::Signal(signal)) if signal.name == "KILL" && signal.message.contains("memory")));
+        let evicted = k8s_openapi::api::core::v1::PodStatus {
+            reason: Some("Evicted".into()),
+            message: Some("The node was low on resource: memory.".into()),
+            ..script::status("Failed")
+        };
+        let Some(End::Lost(refusal)) = of_container(&pod(evicted), "shell").and_then(|exit| exit.end) else {
+            panic!("not lost")
+        };
+        assert_eq!(refusal.reason(), Reason::PodGone);
+        assert!(refusal.message.contains("low on resource"), "{}", refusal.message);
+        let start_error = of_container(&pod(script::ended("shell", "StartError", 128)), "shell");
+        assert_eq!(start_error.map(reason), Some(Reason::CommandNotStarted));
+        assert_eq!(
+            of_container(&pod(script::ended("shell", "Error", -1)), "shell").map(reason),
+            Some(Reason::ContainerFailed)
+        );
+    }
+}

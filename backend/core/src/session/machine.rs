@@ -1,0 +1,418 @@
+//! One session's stream as a machine: frames in, frames out, no I/O and no time.
+//!
+//! It checks what the client sends against its credit, keeps what can't be sent yet within bounds, and decides what goes
+//! next. Answers go before data, so that a client that grants no credit still gets them.
+
+use super::violation;
+use crate::cluster::Input;
+use bytes::Bytes;
+use podbay::{
+    FRAME, MAX_CREDIT,
+    v1::{self, Reason, Refusal, Stream, run_session_request::Frame as FromClient, run_session_response::Frame},
+};
+use podbay_agent_wire::flow::{Incoming, Outgoing};
+use std::collections::VecDeque;
+
+/// Output kept per stream for want of credit; when one is full, neither is read any more. A client that reads only one
+/// of them loses nothing, and costs no more than this.
+const HOLD: usize = 256 * 1024;
+/// The same before Started, where stderr may overtake the wrapper's mark on stdout.
+const HOLD_EARLY: usize = 1024 * 1024;
+/// Answers and the like that wait to be sent; beyond it the client is not read until it has read.
+const MAX_CONTROL: usize = 256;
+/// The largest Data frame that the contract allows.
+const MAX_DATA: usize = 64 * 1024;
+
+/// The flow of one session.
+#[derive(Debug)]
+pub struct Machine {
+    phase: Phase,
+    tty: bool,
+    last_id: u64,
+    stdin: Incoming,
+    stdin_queue: VecDeque<Bytes>,
+    stdin_end: StdinEnd,
+    stdout: Out,
+    stderr: Out,
+    stderr_next: bool,
+    control: VecDeque<Frame>,
+    resize: Option<(u16, u16)>,
+    /// Bytes given to the program.
+    given: u64,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Before Started.
+    Starting,
+    /// Between Started and the program's end.
+    Running,
+    /// The program has ended; its output may still have to be sent, then the ends of its streams, then this.
+    Ending(v1::Exit),
+    /// Exit was sent.
+    Done,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StdinEnd {
+    Open,
+    /// Told by the client; to be given after what is queued.
+    Told,
+    /// Given, or nobody is there to take it.
+    Over,
+}
+
+#[derive(Debug)]
+struct Out {
+    flow: Outgoing,
+    pending: VecDeque<Bytes>,
+    held: usize,
+    ended: bool,
+}
+
+impl Out {
+    fn new(credit: u64) -> Self {
+        Self { flow: Outgoing::new(0, credit), pending: VecDeque::new(), held: 0, ended: false }
+    }
+
+    fn push(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.held += bytes.len();
+            self.pending.push_back(bytes);
+        }
+    }
+
+    fn can_send(&self) -> bool {
+        self.held > 0 && self.flow.room() > 0
+    }
+
+    fn next(&mut self, stream: Stream) -> Option<Frame> {
+        let room = usize::try_from(self.flow.room()).unwrap_or(usize::MAX).min(FRAME);
+        let front = self.pending.front_mut().filter(|_| room > 0)?;
+        let data = front.split_to(front.len().min(room));
+        if front.is_empty() {
+            self.pending.pop_front();
+        }
+        self.held -= data.len();
+        let offset = self.flow.send(data.len());
+        Some(Frame::Data(v1::Data { stream: stream.into(), offset, data }))
+    }
+}
+
+/// What the first frame allows.
+#[derive(Debug, Clone, Copy)]
+pub struct Credits {
+    /// Of stdout.
+    pub stdout: u64,
+    /// Of stderr.
+    pub stderr: u64,
+}
+
+impl Machine {
+    /// A session before Started.
+    pub fn new(tty: bool, credits: Credits) -> Self {
+        Self {
+            phase: Phase::Starting,
+            tty,
+            last_id: 0,
+            stdin: Incoming::new(0, MAX_CREDIT),
+            stdin_queue: VecDeque::new(),
+            stdin_end: StdinEnd::Open,
+            stdout: Out::new(credits.stdout),
+            stderr: Out::new(credits.stderr),
+            stderr_next: false,
+            control: VecDeque::new(),
+            resize: None,
+            given: 0,
+        }
+    }
+
+    /// Whether the client may be read: always, but for one that asks and asks and never reads an answer.
+    pub fn takes_frames(&self) -> bool {
+        self.control.len() < MAX_CONTROL
+    }
+
+    /// Takes a frame from the client.
+    ///
+    /// # Errors
+    /// `PROTOCOL_VIOLATION`: the stream ends.
+    pub fn receive(&mut self, frame: v1::RunSessionRequest) -> Result<(), Refusal> {
+        match frame.frame.ok_or_else(|| violation("a frame is empty or of a kind that is not known here"))? {
+            FromClient::Open(_) => Err(violation("Open must be the first frame and only that")),
+            FromClient::Data(data) => self.data(data),
+            FromClient::Credit(credit) => self.credit(&credit),
+            FromClient::Ack(ack) => {
+                let out = self.out(ack.stream())?;
+                out.flow.ack(ack.offset).map_err(|error| violation(&error.to_string()))
+            }
+            FromClient::Eof(eof) => {
+                self.new_id(eof.id)?;
+                if eof.stream() != Stream::Stdin {
+                    return Err(violation("a client can end stdin only"));
+                }
+                self.stdin.end(eof.offset).map_err(|error| violation(&error.to_string()))?;
+                self.end_stdin();
+                Ok(())
+            }
+            FromClient::Signal(signal) => {
+                self.new_id(signal.id)?;
+                if signal.name.len() > 32 {
+                    return Err(violation("a signal's name has at most 32 bytes"));
+                }
+                let why = match self.phase {
+                    Phase::Starting | Phase::Running => {
+                        "a signal can't be delivered: no agent runs in this pod (on a terminal, ^C and the like work)"
+                    }
+                    Phase::Ending(_) | Phase::Done => "the program has ended",
+                };
+                self.answer(signal.id, Some(Refusal::new(Reason::SignalNotDelivered, why)));
+                Ok(())
+            }
+            FromClient::Resize(resize) => self.resize(&resize),
+        }
+    }
+
+    /// The client sends no more frames: stdin is at its end too.
+    pub fn client_closed(&mut self) {
+        self.end_stdin();
+    }
+
+    /// Whether output waits for credit alone.
+    pub fn wants_credit(&self) -> bool {
+        let waits = |out: &Out| out.held > 0 && out.flow.room() == 0;
+        !matches!(self.phase, Phase::Starting) && (waits(&self.stdout) || waits(&self.stderr)) && !self.has_frame()
+    }
+
+    fn data(&mut self, data: v1::Data) -> Result<(), Refusal> {
+        if data.stream() != Stream::Stdin {
+            return Err(violation("a client sends data of stdin only"));
+        }
+        if data.data.is_empty() || data.data.len() > MAX_DATA {
+            return Err(violation("a Data frame has 1 to 65536 bytes"));
+        }
+        if matches!(self.phase, Phase::Starting) {
+            return Err(violation("data before Started: there is no credit yet"));
+        }
+        self.stdin.receive(data.offset, data.data.len()).map_err(|error| violation(&error.to_string()))?;
+        if self.stdin_end == StdinEnd::Over {
+            self.consume(data.data.len());
+        } else {
+            self.stdin_queue.push_back(data.data);
+        }
+        Ok(())
+    }
+
+    fn credit(&mut self, credit: &v1::Credit) -> Result<(), Refusal> {
+        let tty = self.tty;
+        let stream = credit.stream();
+        let out = self.out(stream)?;
+        if credit.limit > out.flow.offset().saturating_add(MAX_CREDIT) && !(tty && stream == Stream::Stderr) {
+            return Err(violation("a credit is at most 256 KiB beyond what was sent"));
+        }
+        out.flow.credit(credit.limit);
+        Ok(())
+    }
+
+    fn resize(&mut self, resize: &v1::Resize) -> Result<(), Refusal> {
+        self.new_id(resize.id)?;
+        let size = size_of(resize.size.unwrap_or_default())?;
+        if !self.tty {
+            self.answer(resize.id, Some(Refusal::new(Reason::InvalidRequest, "this program has no terminal")));
+            return Ok(());
+        }
+        match self.phase {
+            Phase::Starting | Phase::Running => self.resize = size.or(self.resize),
+            Phase::Ending(_) | Phase::Done => {}
+        }
+        // Taken: the newest wins, and is delivered as soon as the connection takes it.
+        self.answer(resize.id, None);
+        Ok(())
+    }
+
+    fn out(&mut self, stream: Stream) -> Result<&mut Out, Refusal> {
+        match stream {
+            Stream::Stdout => Ok(&mut self.stdout),
+            Stream::Stderr => Ok(&mut self.stderr),
+            Stream::Stdin | Stream::Unspecified => Err(violation("a client grants and acknowledges output only")),
+        }
+    }
+
+    fn new_id(&mut self, id: u64) -> Result<(), Refusal> {
+        if id <= self.last_id {
+            return Err(violation("the ids of Eof, Signal and Resize must grow, from 1"));
+        }
+        self.last_id = id;
+        Ok(())
+    }
+
+    fn answer(&mut self, id: u64, refusal: Option<Refusal>) {
+        self.control.push_back(Frame::Answer(v1::Answer { id, refusal }));
+    }
+
+    fn end_stdin(&mut self) {
+        if self.stdin_end == StdinEnd::Open {
+            self.stdin_end = StdinEnd::Told;
+        }
+    }
+
+    /// The newest size that was asked for, once.
+    pub fn take_resize(&mut self) -> Option<(u16, u16)> {
+        self.resize.take()
+    }
+
+    /// News of the start; dropped where many wait.
+    pub fn progress(&mut self, progress: v1::Progress) {
+        if self.control.len() < MAX_CONTROL / 4 {
+            self.control.push_back(Frame::Progress(progress));
+        }
+    }
+
+    /// The program runs: this is told, with the first credit of stdin.
+    pub fn started(&mut self, mut started: v1::Started) {
+        started.stdin_offset = self.stdin.received();
+        started.stdin_credit = self.stdin.granted();
+        self.control.push_back(Frame::Started(started));
+        self.phase = Phase::Running;
+    }
+
+    /// Whether more output can be kept.
+    pub fn takes_output(&self) -> bool {
+        let bound = if matches!(self.phase, Phase::Starting) { HOLD_EARLY } else { HOLD };
+        self.stdout.held < bound && self.stderr.held < bound
+    }
+
+    /// Takes output of stdout.
+    pub fn stdout(&mut self, bytes: Bytes) {
+        self.stdout.push(bytes);
+    }
+
+    /// Takes output of stderr; with a terminal it goes where all output goes.
+    pub fn stderr(&mut self, bytes: Bytes) {
+        if self.tty { self.stdout.push(bytes) } else { self.stderr.push(bytes) }
+    }
+
+    /// The program has ended so: after what is kept and the ends of its streams, this is the last frame.
+    pub fn finish(&mut self, exit: v1::Exit) {
+        self.phase = Phase::Ending(exit);
+        self.discard_input();
+    }
+
+    /// Nobody takes stdin any more: what comes is dropped, and the client may go on sending.
+    pub fn discard_input(&mut self) {
+        self.stdin_end = StdinEnd::Over;
+        let queued: usize = self.stdin_queue.drain(..).map(|bytes| bytes.len()).sum();
+        self.consume(queued);
+    }
+
+    /// Whether [`Self::take_input`] gives something.
+    pub fn has_input(&self) -> bool {
+        matches!(self.phase, Phase::Running) && (!self.stdin_queue.is_empty() || self.stdin_end == StdinEnd::Told)
+    }
+
+    /// What goes to the program next. It counts as given to the API server.
+    pub fn take_input(&mut self) -> Option<Input> {
+        if !self.has_input() {
+            return None;
+        }
+        let Some(bytes) = self.stdin_queue.pop_front() else {
+            self.stdin_end = StdinEnd::Over;
+            self.ack();
+            return Some(Input::CloseStdin);
+        };
+        self.given += bytes.len() as u64;
+        self.consume(bytes.len());
+        Some(Input::Stdin(bytes))
+    }
+
+    fn consume(&mut self, len: usize) {
+        if let Some(limit) = self.stdin.consume(len) {
+            let stream = Stream::Stdin.into();
+            self.control.push_back(Frame::Credit(v1::Credit { stream, limit }));
+            self.ack();
+        }
+    }
+
+    fn ack(&mut self) {
+        let ack = v1::Ack { stream: Stream::Stdin.into(), offset: self.stdin.consumed() };
+        self.control.push_back(Frame::Ack(ack));
+    }
+
+    /// Whether [`Self::next_frame`] gives something.
+    pub fn has_frame(&self) -> bool {
+        !self.control.is_empty()
+            || match self.phase {
+                Phase::Starting | Phase::Done => false,
+                Phase::Running => self.stdout.can_send() || self.stderr.can_send(),
+                Phase::Ending(_) => {
+                    let empty = self.stdout.held == 0 && self.stderr.held == 0;
+                    empty || self.stdout.can_send() || self.stderr.can_send()
+                }
+            }
+    }
+
+    /// What goes to the client next.
+    pub fn next_frame(&mut self) -> Option<v1::RunSessionResponse> {
+        let frame = self.next()?;
+        Some(v1::RunSessionResponse { frame: Some(frame) })
+    }
+
+    fn next(&mut self) -> Option<Frame> {
+        if let Some(frame) = self.control.pop_front() {
+            return Some(frame);
+        }
+        if matches!(self.phase, Phase::Starting | Phase::Done) {
+            return None;
+        }
+        let stderr_first = self.stderr_next;
+        self.stderr_next = !stderr_first;
+        let (stdout, stderr) = (&mut self.stdout, &mut self.stderr);
+        let data = if stderr_first {
+            stderr.next(Stream::Stderr).or_else(|| stdout.next(Stream::Stdout))
+        } else {
+            stdout.next(Stream::Stdout).or_else(|| stderr.next(Stream::Stderr))
+        };
+        data.or_else(|| self.last_frames())
+    }
+
+    fn last_frames(&mut self) -> Option<Frame> {
+        let Phase::Ending(exit) = &self.phase else { return None };
+        if self.stdout.held > 0 || self.stderr.held > 0 {
+            return None;
+        }
+        let eof = |out: &mut Out, stream: Stream| {
+            out.ended = true;
+            Some(Frame::Eof(v1::Eof { stream: stream.into(), offset: out.flow.offset(), id: 0 }))
+        };
+        if !self.stdout.ended {
+            return eof(&mut self.stdout, Stream::Stdout);
+        }
+        if !self.tty && !self.stderr.ended {
+            return eof(&mut self.stderr, Stream::Stderr);
+        }
+        let exit = exit.clone();
+        self.phase = Phase::Done;
+        Some(Frame::Exit(exit))
+    }
+
+    /// Whether Exit was sent.
+    pub fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Done)
+    }
+
+    /// Bytes that passed: given of stdin, sent of stdout and of stderr.
+    pub fn bytes(&self) -> [u64; 3] {
+        [self.given, self.stdout.flow.offset(), self.stderr.flow.offset()]
+    }
+}
+
+/// A size in (columns, rows); `None` where one of them is not known.
+pub(super) fn size_of(size: v1::WindowSize) -> Result<Option<(u16, u16)>, Refusal> {
+    match (u16::try_from(size.columns), u16::try_from(size.rows)) {
+        (Ok(columns), Ok(rows)) => Ok((columns > 0 && rows > 0).then_some((columns, rows))),
+        _ => Err(violation("a terminal has at most 65535 columns and rows")),
+    }
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

@@ -1,0 +1,336 @@
+//! From a valid Open to a program that runs: the pod where the program has its own, the stream, the wrapper's marks.
+//!
+//! All of it is one future under one deadline that its caller keeps; dropping it undoes what it began: the stream is
+//! dropped, and a program's own pod is deleted in the background.
+
+use super::{Opening, Sessions, ending::is_missing};
+use crate::{
+    cluster::{ClusterError, Input, Output, PodRef, StreamEnd, StreamRequest, Streams},
+    failure::short,
+    handle::{Contents, Target},
+    lifecycle::{Kind, Lifecycle, StartRequest},
+    template::{SessionProgram, session_pod},
+    wrapper::{self, Mark, Nonce, Program, WrapError, Wrapped},
+};
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::Pod;
+use podbay::v1::{self, Reason, Refusal};
+use std::collections::BTreeMap;
+use tokio::{sync::mpsc, time::Instant};
+
+const NO_SHELL: &str = "this image has no /bin/sh: environment and terminal size are not set, and an upload may be cut";
+const IMAGES_OWN: &str = "the image's own command runs: output from before the connection may be missing";
+const NO_EOF: &str = "this cluster can't end a program's stdin (v4.channel.k8s.io)";
+
+/// The most stderr that is kept until the mark comes on stdout.
+const MAX_EARLY: usize = 1024 * 1024;
+
+/// A program that runs.
+pub(super) struct Running {
+    pub streams: Streams,
+    pub pod: PodRef,
+    /// Deletes a program's own pod when dropped.
+    pub own_pod: Option<OwnPod>,
+    /// Output that came with and before the mark.
+    pub stdout: Bytes,
+    pub stderr: Vec<Bytes>,
+    /// For the user; may be empty.
+    pub warning: String,
+}
+
+/// A pod of one program: deleted, under a fresh `podStop`, when this is dropped.
+pub(super) struct OwnPod {
+    lifecycle: Lifecycle,
+    pod: PodRef,
+}
+
+impl Drop for OwnPod {
+    fn drop(&mut self) {
+        self.lifecycle.undo(self.pod.clone());
+    }
+}
+
+/// What came of a try with the wrapper.
+enum Tried {
+    Runs(Box<Marked>),
+    NoShell,
+}
+
+struct Marked {
+    streams: Streams,
+    stdout: Bytes,
+    stderr: Vec<Bytes>,
+}
+
+impl Sessions {
+    /// Starts the program. `deadline` is the start's whole budget.
+    pub(super) async fn start(
+        &self,
+        contents: &Contents,
+        caller: &str,
+        opening: &Opening,
+        deadline: Instant,
+        progress: &mpsc::Sender<v1::Progress>,
+    ) -> Result<Running, Refusal> {
+        match (&contents.target, contents.pod()) {
+            (Target::Pod { image_id, .. }, Some(pod)) => self.exec(contents, opening, pod, image_id).await,
+            (Target::Template(base), _) => {
+                self.leases.admit(contents.owner, contents.connection, caller).await?;
+                self.own_pod(contents, opening, base, deadline, progress).await
+            }
+            (Target::Pod { .. }, None) => Err(Refusal::new(Reason::Internal, "a connection without its pod")),
+        }
+    }
+
+    /// In the connection's pod.
+    async fn exec(&self, contents: &Contents, opening: &Opening, pod: PodRef, image: &str) -> Result<Running, Refusal> {
+        let request = |command| StreamRequest {
+            container: contents.console.clone(),
+            command: Some(command),
+            tty: opening.tty,
+            stdin: true,
+        };
+        if !self.shells.is_bare(image) {
+            let nonce = Nonce::new(rand::random());
+            let wrapped = wrapper::for_exec(program(opening), &nonce).map_err(unfit)?;
+            let streams = self.open_stream(&pod, &request(wrapped.command.clone())).await?;
+            match marked(streams, &wrapped, &nonce, false).await? {
+                Tried::Runs(marked) => return Ok(running(*marked, pod, None)),
+                Tried::NoShell => {
+                    tracing::info!(pod = pod.name, image, "the image has no shell");
+                    self.shells.mark_bare(image);
+                }
+            }
+        }
+        needs_no_shell(opening)?;
+        let streams = self.open_stream(&pod, &request(opening.argv.clone())).await?;
+        Ok(bare(streams, pod, None, NO_SHELL))
+    }
+
+    /// In a pod of its own.
+    async fn own_pod(
+        &self,
+        contents: &Contents,
+        opening: &Opening,
+        base: &Pod,
+        deadline: Instant,
+        progress: &mpsc::Sender<v1::Progress>,
+    ) -> Result<Running, Refusal> {
+        let image = image_of(base, &contents.console);
+        let attach =
+            StreamRequest { container: contents.console.clone(), command: None, tty: opening.tty, stdin: true };
+        if !opening.argv.is_empty() && !self.shells.is_bare(&image) {
+            // Of the session's id, so that a second start of the session knows the first one's pod.
+            let nonce = Nonce::new(*opening.session.as_bytes());
+            let wrapped = wrapper::for_container(program(opening), &nonce).map_err(unfit)?;
+            let nothing = BTreeMap::new();
+            let pod = self.pod_of(contents, opening, base, Some(wrapped.command.clone()), &nothing);
+            match self.start_pod(contents, pod, deadline, progress).await {
+                Ok(own) => {
+                    let pod = own.pod.clone();
+                    let streams = self.open_stream(&pod, &attach).await?;
+                    match marked(streams, &wrapped, &nonce, true).await? {
+                        Tried::Runs(marked) => return Ok(running(*marked, pod, Some(own))),
+                        Tried::NoShell => self.shells.mark_bare(&image),
+                    }
+                }
+                Err(refusal) if no_shell(&refusal) => self.shells.mark_bare(&image),
+                Err(refusal) => return Err(refusal),
+            }
+            tracing::info!(image, "the image has no shell");
+            needs_no_shell(opening)?;
+            // The name is the session's: the next pod can be made when this one is gone.
+            if let Some(pod) = self.named(contents, opening, base) {
+                self.lifecycle.stop(&pod).await?;
+            }
+        }
+        needs_no_shell(opening)?;
+        let command = (!opening.argv.is_empty()).then(|| opening.argv.clone());
+        let warning = if command.is_some() { NO_SHELL } else { IMAGES_OWN };
+        let environment = opening.environment.iter().cloned().collect();
+        let pod = self.pod_of(contents, opening, base, command, &environment);
+        let own = self.start_pod(contents, pod, deadline, progress).await?;
+        let pod = own.pod.clone();
+        let streams = self.open_stream(&pod, &attach).await?;
+        Ok(bare(streams, pod, Some(own), warning))
+    }
+
+    fn pod_of(
+        &self,
+        contents: &Contents,
+        opening: &Opening,
+        base: &Pod,
+        command: Option<Vec<String>>,
+        environment: &BTreeMap<String, String>,
+    ) -> Pod {
+        let program = SessionProgram {
+            connection: contents.connection,
+            session: opening.session,
+            console: &contents.console,
+            command,
+            tty: opening.tty,
+            environment,
+        };
+        session_pod(base, program)
+    }
+
+    fn named(&self, contents: &Contents, opening: &Opening, base: &Pod) -> Option<PodRef> {
+        let metadata = self.pod_of(contents, opening, base, None, &BTreeMap::new()).metadata;
+        Some(PodRef { namespace: metadata.namespace?, name: metadata.name?, uid: None })
+    }
+
+    async fn start_pod(
+        &self,
+        contents: &Contents,
+        pod: Pod,
+        deadline: Instant,
+        progress: &mpsc::Sender<v1::Progress>,
+    ) -> Result<OwnPod, Refusal> {
+        let request = StartRequest { pod, console: contents.console.clone(), kind: Kind::Program, deadline };
+        let started = self.lifecycle.start(request, progress).await?;
+        Ok(OwnPod { lifecycle: self.lifecycle.clone(), pod: started.pod })
+    }
+
+    async fn open_stream(&self, pod: &PodRef, request: &StreamRequest) -> Result<Streams, Refusal> {
+        self.lifecycle.cluster().stream(pod, request).await.map_err(|error| {
+            tracing::warn!(pod = pod.name, %error, "exec or attach refused");
+            refused(&error)
+        })
+    }
+}
+
+fn program(opening: &Opening) -> Program<'_> {
+    Program { argv: &opening.argv, environment: &opening.environment, size: opening.size }
+}
+
+fn unfit(error: WrapError) -> Refusal {
+    Refusal::new(Reason::InvalidRequest, error.to_string())
+}
+
+/// A command line can't run where there is no shell: that is known before it is tried.
+fn needs_no_shell(opening: &Opening) -> Result<(), Refusal> {
+    if opening.argv.first().map(String::as_str) == Some(wrapper::SHELL) {
+        let text = "the image has no /bin/sh, which runs command lines";
+        return Err(Refusal::new(Reason::CommandNotStarted, text));
+    }
+    Ok(())
+}
+
+/// Whether a pod failed for want of the wrapper's shell.
+fn no_shell(refusal: &Refusal) -> bool {
+    refusal.reason() == Reason::ContainerFailed
+        && refusal.message.contains(wrapper::SHELL)
+        && is_missing(&refusal.message)
+}
+
+fn image_of(base: &Pod, console: &str) -> String {
+    let containers = base.spec.iter().flat_map(|spec| &spec.containers);
+    containers.filter(|c| c.name == console).find_map(|c| c.image.clone()).unwrap_or_default()
+}
+
+fn running(marked: Marked, pod: PodRef, own_pod: Option<OwnPod>) -> Running {
+    let Marked { streams, stdout, stderr } = marked;
+    let warning = if streams.half_close { String::new() } else { NO_EOF.to_owned() };
+    Running { streams, pod, own_pod, stdout, stderr, warning }
+}
+
+fn bare(streams: Streams, pod: PodRef, own_pod: Option<OwnPod>, warning: &str) -> Running {
+    let warning = if streams.half_close { warning.to_owned() } else { format!("{warning}; {NO_EOF}") };
+    Running { streams, pod, own_pod, stdout: Bytes::new(), stderr: Vec::new(), warning }
+}
+
+/// Until the wrapper says that it starts the program. No byte of the client's goes in before.
+async fn marked(mut streams: Streams, wrapped: &Wrapped, nonce: &Nonce, quiet: bool) -> Result<Tried, Refusal> {
+    let mut reader = Reader { stdout: Bytes::new(), stderr: Vec::new(), early: 0 };
+    if let Some(preamble) = &wrapped.preamble {
+        if !quiet && !reader.find(&mut streams.output, nonce.wants()).await? {
+            return Ok(Tried::NoShell);
+        }
+        let input = streams.input.clone();
+        // A terminal echoes what it is sent: read while writing.
+        let send = async {
+            let sent = input.send(Input::Stdin(preamble.clone())).await;
+            drop(input);
+            // The reader tells what became of a stream that takes nothing.
+            if sent.is_err() {
+                tracing::debug!("the stream ended before the preamble");
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            found = reader.find(&mut streams.output, nonce.runs()) => if !found? { return Ok(Tried::NoShell) },
+            () = send => {}
+        }
+    } else if !reader.find(&mut streams.output, nonce.runs()).await? {
+        return Ok(Tried::NoShell);
+    }
+    Ok(Tried::Runs(Box::new(Marked { streams, stdout: reader.stdout, stderr: reader.stderr })))
+}
+
+struct Reader {
+    /// What followed the last mark.
+    stdout: Bytes,
+    stderr: Vec<Bytes>,
+    early: usize,
+}
+
+impl Reader {
+    /// Reads to the mark; `false`: the script doesn't run there.
+    async fn find(&mut self, output: &mut mpsc::Receiver<Output>, mut mark: Mark) -> Result<bool, Refusal> {
+        let mut next = std::mem::take(&mut self.stdout);
+        loop {
+            match mark.take(&next) {
+                Ok(Some(rest)) => {
+                    self.stdout = rest;
+                    return Ok(true);
+                }
+                Ok(None) => {}
+                Err(_) => return Ok(false),
+            }
+            next = Bytes::new();
+            match output.recv().await {
+                Some(Output::Stdout(bytes)) => next = bytes,
+                Some(Output::Stderr(bytes)) => {
+                    self.early += bytes.len();
+                    if self.early > MAX_EARLY {
+                        return Ok(false);
+                    }
+                    self.stderr.push(bytes);
+                }
+                // It ran something, but not our script: /bin/sh is no shell. (And the program did not run.)
+                Some(Output::End(StreamEnd::Success | StreamEnd::ExitCode(_))) => return Ok(false),
+                Some(Output::End(StreamEnd::Failed { message, .. })) if is_missing(&message) => return Ok(false),
+                Some(Output::End(StreamEnd::Failed { reason, message })) => {
+                    let text = format!("the program can't be started: {reason} {}", short(&message));
+                    return Err(Refusal::new(Reason::CommandNotStarted, text));
+                }
+                Some(Output::End(StreamEnd::Lost(why))) => {
+                    let text = format!("the connection to the pod broke before the program started: {}", short(&why));
+                    return Err(Refusal::new(Reason::StreamLost, text));
+                }
+                None => {
+                    return Err(Refusal::new(Reason::StreamLost, "the connection to the pod ended without a word"));
+                }
+            }
+        }
+    }
+}
+
+/// Why no stream could be opened.
+fn refused(error: &ClusterError) -> Refusal {
+    let words = short(&error.to_string());
+    match error {
+        ClusterError::NotFound { .. } => {
+            Refusal::new(Reason::PodGone, "the pod of this connection is gone: log in again")
+        }
+        ClusterError::Invalid { .. } | ClusterError::Conflict { .. } | ClusterError::AlreadyExists => {
+            Refusal::new(Reason::ContainerFailed, format!("the container takes no program: {words}"))
+        }
+        ClusterError::Forbidden { .. } | ClusterError::Unauthorized { .. } => {
+            Refusal::new(Reason::BackendNotAllowed, format!("the backend may not start programs in the pod: {words}"))
+        }
+        ClusterError::Unavailable { .. } | ClusterError::Timeout(_) => {
+            Refusal::new(Reason::KubernetesUnavailable, format!("the program can't be started: {words}"))
+        }
+    }
+}
