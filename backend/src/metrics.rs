@@ -96,6 +96,7 @@ pub struct ServiceMetrics {
     garbage: Family<Kind, Counter>,
 }
 
+#[allow(dead_code)] // its callers, the gRPC services, are being built
 impl ServiceMetrics {
     /// Registers them.
     pub fn new(registry: &mut Registry) -> Self {
@@ -156,6 +157,7 @@ impl ServiceMetrics {
 }
 
 /// gRPC's own word for a code.
+#[allow(dead_code)] // as above
 fn code_name(code: tonic::Code) -> &'static str {
     match code {
         tonic::Code::Ok => "OK",
