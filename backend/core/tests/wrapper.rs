@@ -111,7 +111,7 @@ proptest! {
     #[test]
     fn values_arrive_as_they_are(
         a in r#"([^\x00]|[$`"'\\\n\r!*%x]|\$\(|;|&){0,60}"#,
-        b in r#"[ \t\n]{0,3}[-+=e.a][^\x00]{0,20}\n{0,3}"#,
+        b in r"[ \t\n]{0,3}[-+=e.a][^\x00]{0,20}\n{0,3}",
         arguments in prop::collection::vec(r#"([^\x00]|[$`"'\\\n!*%]){0,30}"#, 0..4),
         long in prop::bool::ANY,
     ) {
@@ -252,7 +252,7 @@ fn on_terminal(shell: (&str, &str), wrapped: &Wrapped) -> OnTerminal {
         command.args(["--ctty", shell.0, "sh"]).args(&wrapped.command[1..]).env_clear().env("PATH", "/usr/bin:/bin");
     }
     let child = command.stdin(copy(&slave)).stdout(copy(&slave)).stderr(copy(&slave)).spawn().expect("starts");
-    OnTerminal { child, master: File::from(OwnedFd::from(master)) }
+    OnTerminal { child, master: File::from(master) }
 }
 
 impl OnTerminal {
