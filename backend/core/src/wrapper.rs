@@ -321,7 +321,7 @@ mod tests {
     fn endless_noise_is_an_error() {
         let mut mark = Nonce::new([1; 16]).runs();
         let noise = vec![b'x'; 64 * 1024];
-        let calls = (0..1_000_000).take_while(|_| mark.take(&noise) == Ok(None)).count();
+        let calls = (0..10_000).take_while(|_| mark.take(&noise) == Ok(None)).count();
         assert!(calls * noise.len() <= MAX_NOISE + noise.len() && mark.tail.len() < 64);
     }
 }

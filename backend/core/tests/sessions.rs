@@ -30,7 +30,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 const NS: &str = "ns";
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_mins(10);
 
 struct World {
     cluster: FakeCluster,
@@ -96,19 +96,16 @@ impl World {
     }
 
     fn runs(&self, program: impl Fn(Running) -> BoxFuture<'static, StreamEnd> + Send + Sync + 'static) {
-        self.cluster.on_stream(move |stream| {
-            let program = program(Running { stream });
-            async move { program.await }.boxed()
-        });
+        self.cluster.on_stream(move |stream| program(Running { stream }));
     }
 
-    fn open(&self, open: v1::Open) -> Session {
-        let opening = Opening::parse(&open, &self.contents).expect("a valid Open");
+    fn open(&self, open: &v1::Open) -> Session {
+        let opening = Opening::parse(open, &self.contents).expect("a valid Open");
         let (client, frames) = mpsc::channel::<Result<v1::RunSessionRequest, ()>>(16);
         let (sender, from) = mpsc::channel(8);
         let (sessions, contents, cut) = (self.sessions.clone(), self.contents.clone(), self.cut.clone());
         let task = tokio::spawn(async move {
-            sessions.run(&contents, "frontend", opening, ReceiverStream::new(frames), sender, cut).await
+            Box::pin(sessions.run(&contents, "frontend", opening, ReceiverStream::new(frames), sender, cut)).await
         });
         Session { client, from, task }
     }
@@ -312,7 +309,7 @@ async fn a_program_runs_and_its_outputs_and_code_arrive() {
         }
         .boxed()
     });
-    let mut session = world.open(exec("cat; exit 7"));
+    let mut session = world.open(&exec("cat; exit 7"));
     let started = session.started().await;
     assert_eq!((started.durable, started.stdin_credit, started.warning.as_str()), (false, MAX_CREDIT, ""));
     assert_eq!(started.pod_name, "pod");
@@ -355,7 +352,7 @@ async fn a_large_environment_goes_by_the_preamble_and_its_echo_stays_unseen() {
     });
     let mut open = shell();
     open.environment.insert("BIG".into(), "x".repeat(60_000));
-    let all = world.open(open).all().await;
+    let all = world.open(&open).all().await;
     assert_eq!((all.stdout.as_slice(), all.exit), (&b"out"[..], Some(End::Code(0))));
 }
 
@@ -377,13 +374,13 @@ async fn an_image_without_shell_runs_bare_with_a_warning_and_is_remembered() {
         }
         .boxed()
     });
-    let all = world.open(shell()).all().await;
+    let all = world.open(&shell()).all().await;
     assert_eq!((all.stdout.as_slice(), all.exit), (&b"bare"[..], Some(End::Code(0))));
     assert!(all.started.expect("started").warning.contains("no /bin/sh"));
     assert_eq!(world.cluster.count(Call::Stream), 2);
-    world.open(shell()).all().await;
+    world.open(&shell()).all().await;
     assert_eq!(world.cluster.count(Call::Stream), 3, "the second goes bare at once");
-    let refusal = world.open(exec("true")).all().await.refusal.expect("a refusal");
+    let refusal = world.open(&exec("true")).all().await.refusal.expect("a refusal");
     assert_eq!(refusal.reason(), Reason::CommandNotStarted);
     assert_eq!(world.cluster.count(Call::Stream), 3);
 }
@@ -401,7 +398,7 @@ async fn signals_and_resizes_are_answered_while_neither_side_reads() {
         }
         .boxed()
     });
-    let mut session = world.open(on_terminal(v1::Open { stdout_credit: 0, ..shell() }));
+    let mut session = world.open(&on_terminal(v1::Open { stdout_credit: 0, ..shell() }));
     let started = session.started().await;
     // All the stdin that there is credit for; the program takes none of it.
     let mut offset = 0;
@@ -444,7 +441,7 @@ async fn the_newest_size_reaches_the_program() {
         }
         .boxed()
     });
-    let mut session = world.open(on_terminal(shell()));
+    let mut session = world.open(&on_terminal(shell()));
     session.started().await;
     assert_eq!(seen.recv().await, Some(Some((80, 24))));
     let size = Some(v1::WindowSize { columns: 100, rows: 30, ..v1::WindowSize::default() });
@@ -467,7 +464,7 @@ async fn command_start_fires_and_drops_the_stream() {
         .boxed()
     });
     let began = Instant::now();
-    let mut session = world.open(shell());
+    let mut session = world.open(&shell());
     session.send(Frame::Signal(v1::Signal { id: 1, name: "INT".into(), deadline: None })).await;
     assert!(matches!(session.frame().await, Back::Answer(_)), "answered while it starts");
     assert!(began.elapsed() < Duration::from_secs(1));
@@ -483,7 +480,7 @@ async fn command_start_fires_and_drops_the_stream() {
     // The same where the API never answers the exec.
     world.cluster.fault(Call::Stream, Fault::Hang);
     let began = Instant::now();
-    let refusal = world.open(shell()).all().await.refusal.expect("a refusal");
+    let refusal = world.open(&shell()).all().await.refusal.expect("a refusal");
     assert_eq!((refusal.reason(), began.elapsed().as_secs()), (Reason::CommandStartTimeout, 60));
     assert_eq!(refusal.connection_id, "01".repeat(16));
 }
@@ -499,20 +496,20 @@ async fn a_broken_stream_is_told_and_a_gone_pod_too() {
         }
         .boxed()
     });
-    let mut session = world.open(shell());
+    let mut session = world.open(&shell());
     session.started().await;
     assert!(matches!(session.frame().await, Back::Data(_)));
     world.cluster.break_streams();
     assert_eq!(lost(session.all().await.exit).reason(), Reason::StreamLost);
     assert_eq!(session.report().await.kind, "lost");
 
-    let mut session = world.open(shell());
+    let mut session = world.open(&shell());
     session.started().await;
     assert!(matches!(session.frame().await, Back::Data(_)));
     world.cluster.remove_pod(NS, "pod");
     let refusal = lost(session.all().await.exit);
     assert_eq!((refusal.reason(), refusal.connection_id), (Reason::PodGone, "01".repeat(16)));
-    let refusal = world.open(shell()).all().await.refusal.expect("a refusal");
+    let refusal = world.open(&shell()).all().await.refusal.expect("a refusal");
     assert_eq!(refusal.reason(), Reason::PodGone);
 }
 
@@ -529,7 +526,7 @@ async fn a_client_that_leaves_ends_the_stream() {
         }
         .boxed()
     });
-    let mut session = world.open(shell());
+    let mut session = world.open(&shell());
     session.started().await;
     let Session { client, from, task } = session;
     drop(from);
@@ -550,7 +547,7 @@ async fn what_breaks_the_protocol_ends_the_session() {
         }
         .boxed()
     });
-    let mut session = world.open(shell());
+    let mut session = world.open(&shell());
     session.started().await;
     let data = v1::Data { stream: Stream::Stdin.into(), offset: 9, data: "x".into() };
     session.send(Frame::Data(data)).await;
@@ -566,7 +563,7 @@ async fn what_breaks_the_protocol_ends_the_session() {
         .boxed()
     });
     for (credit, wanted) in [(1000, None), (999, Some(Reason::ProtocolViolation))] {
-        let mut session = world.open(v1::Open { stdout_credit: credit, ..shell() });
+        let mut session = world.open(&v1::Open { stdout_credit: credit, ..shell() });
         let (unused, _) = mpsc::channel(1);
         drop(std::mem::replace(&mut session.client, unused));
         let all = session.all().await;
@@ -584,7 +581,7 @@ async fn a_replica_that_ends_says_so() {
         }
         .boxed()
     });
-    let mut session = world.open(shell());
+    let mut session = world.open(&shell());
     session.started().await;
     world.cut.cancel();
     assert_eq!(session.all().await.refusal.expect("a refusal").reason(), Reason::Draining);
@@ -617,7 +614,7 @@ fn playing(world: &World, reason: &'static str, code: i32, end: StreamEnd) {
 async fn a_program_with_its_own_pod_loses_no_output_and_leaves_no_pod() {
     let world = World::session_mode().await;
     playing(&world, "Error", 3, StreamEnd::Success);
-    let mut session = world.open(exec("x"));
+    let mut session = world.open(&exec("x"));
     let all = session.all().await;
     assert_eq!((all.stdout.as_slice(), all.exit), (&b"first output"[..], Some(End::Code(3))));
     assert_eq!(session.report().await.kind, "exit");
@@ -629,14 +626,14 @@ async fn a_program_with_its_own_pod_loses_no_output_and_leaves_no_pod() {
 async fn in_its_own_pod_memory_and_a_broken_stream_are_told() {
     let world = World::session_mode().await;
     playing(&world, "OOMKilled", 137, StreamEnd::Success);
-    let all = world.open(exec("x")).all().await;
+    let all = world.open(&exec("x")).all().await;
     assert!(
         matches!(all.exit, Some(End::Signal(signal)) if signal.name == "KILL" && signal.message.contains("memory"))
     );
     // The stream broke, and with it perhaps output: the code in the status is not the whole truth.
     gone(&world.cluster).await;
     playing(&world, "Completed", 0, StreamEnd::Lost("x".into()));
-    assert_eq!(lost(world.open(exec("x")).all().await.exit).reason(), Reason::StreamLost);
+    assert_eq!(lost(world.open(&exec("x")).all().await.exit).reason(), Reason::StreamLost);
     world.settled().await;
     gone(&world.cluster).await;
 }
@@ -655,7 +652,7 @@ async fn pod_stop_bounds_the_reading_of_an_exit_code() {
         .boxed()
     });
     let began = Instant::now();
-    let refusal = lost(world.open(exec("x")).all().await.exit);
+    let refusal = lost(world.open(&exec("x")).all().await.exit);
     assert_eq!(refusal.reason(), Reason::StreamLost);
     assert!(refusal.message.contains("podStop"), "{}", refusal.message);
     assert_eq!(began.elapsed().as_secs(), 60);
@@ -669,14 +666,14 @@ async fn in_session_mode_one_budget_bounds_the_start_and_its_end_deletes_the_pod
     // Never ready.
     world.cluster.on_create(|_| Vec::new());
     let began = Instant::now();
-    let refusal = world.open(exec("x")).all().await.refusal.expect("a refusal");
+    let refusal = world.open(&exec("x")).all().await.refusal.expect("a refusal");
     assert_eq!((refusal.reason(), began.elapsed().as_secs()), (Reason::PodStartTimeout, 120));
     gone(&world.cluster).await;
     // Ready, but the wrapper says nothing.
     world.cluster.on_create(|pod| vec![script::ready(Duration::from_millis(10), pod)]);
     world.runs(|_| std::future::pending().boxed());
     let began = Instant::now();
-    let refusal = world.open(exec("x")).all().await.refusal.expect("a refusal");
+    let refusal = world.open(&exec("x")).all().await.refusal.expect("a refusal");
     assert_eq!((refusal.reason(), began.elapsed().as_secs()), (Reason::CommandStartTimeout, 120));
     world.settled().await;
     gone(&world.cluster).await;
@@ -699,7 +696,7 @@ async fn a_client_that_leaves_takes_the_programs_pod_with_it() {
             }
             .boxed()
         });
-        let mut session = world.open(exec("x"));
+        let mut session = world.open(&exec("x"));
         if phase == "starting" {
             while world.cluster.pods().is_empty() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -741,7 +738,7 @@ async fn an_image_without_shell_has_its_pod_made_again() {
         }
         .boxed()
     });
-    let all = world.open(shell()).all().await;
+    let all = world.open(&shell()).all().await;
     assert_eq!((all.stdout.as_slice(), all.exit), (&b"bare"[..], Some(End::Code(0))), "{:?}", all.refusal);
     assert!(all.started.expect("started").warning.contains("no /bin/sh"));
     world.settled().await;
@@ -753,7 +750,7 @@ async fn a_closed_connections_handle_starts_no_pod() {
     let world = World::session_mode().await;
     let leases = Leases::new(Arc::new(world.cluster.clone()), Ownership::new(NS));
     leases.revoke(world.contents.connection, Instant::now() + PATIENCE).await.expect("revoked");
-    let refusal = world.open(exec("x")).all().await.refusal.expect("a refusal");
+    let refusal = world.open(&exec("x")).all().await.refusal.expect("a refusal");
     assert_eq!(refusal.reason(), Reason::Terminated);
     assert_eq!(world.cluster.count(Call::CreatePod), 0);
 }
@@ -767,6 +764,6 @@ async fn an_exec_that_the_api_refuses_is_told() {
         (ClusterError::Unavailable { message: "x".into(), retry_after: None }, Reason::KubernetesUnavailable),
     ] {
         world.cluster.fault(Call::Stream, Fault::Fail(error));
-        assert_eq!(world.open(shell()).all().await.refusal.expect("a refusal").reason(), reason);
+        assert_eq!(world.open(&shell()).all().await.refusal.expect("a refusal").reason(), reason);
     }
 }

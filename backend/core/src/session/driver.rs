@@ -113,8 +113,9 @@ impl Sessions {
             Mode::Session => timeouts.pod_start.saturating_add(timeouts.command_start),
         };
         let deadline = Instant::now() + budget;
-        let start = timeout_at(deadline, self.start(contents, caller, opening, deadline, &news));
-        let started = driver.attend(start).await?;
+        // Boxed: a start is large, and thousands of sessions live long after theirs.
+        let start = Box::pin(self.start(contents, caller, opening, deadline, &news));
+        let started = driver.attend(timeout_at(deadline, start)).await?;
         let late = |_| {
             let text = "the program was not started in time (timeouts.commandStart)";
             Stop::Refused(Refusal::new(Reason::CommandStartTimeout, text))
@@ -129,7 +130,9 @@ impl Sessions {
             ..v1::Started::default()
         });
         driver.machine.stdout(stdout);
-        stderr.into_iter().for_each(|bytes| driver.machine.stderr(bytes));
+        for bytes in stderr {
+            driver.machine.stderr(bytes);
+        }
         if let Some(size) = opening.size {
             streams.size.send_replace(Some(size));
         }

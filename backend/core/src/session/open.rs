@@ -153,13 +153,13 @@ fn argv(program: Option<&Program>, contents: &Contents) -> Result<Vec<String>, R
             }
             Ok(exec.argv.clone())
         }
-        Some(Program::Subsystem(subsystem)) => match contents.subsystems.get(&subsystem.name) {
-            Some(path) => Ok(vec![path.clone()]),
-            None => {
+        Some(Program::Subsystem(subsystem)) => {
+            let path = contents.subsystems.get(&subsystem.name).ok_or_else(|| {
                 let text = format!("the subsystem {:?} is not configured", subsystem.name);
-                Err(Refusal::new(Reason::SubsystemUnknown, text))
-            }
-        },
+                Refusal::new(Reason::SubsystemUnknown, text)
+            })?;
+            Ok(vec![path.clone()])
+        }
     }
 }
 

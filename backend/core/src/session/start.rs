@@ -76,7 +76,7 @@ impl Sessions {
             (Target::Pod { image_id, .. }, Some(pod)) => self.exec(contents, opening, pod, image_id).await,
             (Target::Template(base), _) => {
                 self.leases.admit(contents.owner, contents.connection, caller).await?;
-                self.own_pod(contents, opening, base, deadline, progress).await
+                Box::pin(self.own_pod(contents, opening, base, deadline, progress)).await
             }
             (Target::Pod { .. }, None) => Err(Refusal::new(Reason::Internal, "a connection without its pod")),
         }
@@ -92,7 +92,7 @@ impl Sessions {
         };
         if !self.shells.is_bare(image) {
             let nonce = Nonce::new(rand::random());
-            let wrapped = wrapper::for_exec(program(opening), &nonce).map_err(unfit)?;
+            let wrapped = wrapper::for_exec(program(opening), &nonce).map_err(|error| unfit(&error))?;
             let streams = self.open_stream(&pod, &request(wrapped.command.clone())).await?;
             match marked(streams, &wrapped, &nonce, false).await? {
                 Tried::Runs(marked) => return Ok(running(*marked, pod, None)),
@@ -122,9 +122,9 @@ impl Sessions {
         if !opening.argv.is_empty() && !self.shells.is_bare(&image) {
             // Of the session's id, so that a second start of the session knows the first one's pod.
             let nonce = Nonce::new(*opening.session.as_bytes());
-            let wrapped = wrapper::for_container(program(opening), &nonce).map_err(unfit)?;
+            let wrapped = wrapper::for_container(program(opening), &nonce).map_err(|error| unfit(&error))?;
             let nothing = BTreeMap::new();
-            let pod = self.pod_of(contents, opening, base, Some(wrapped.command.clone()), &nothing);
+            let pod = pod_of(contents, opening, base, Some(wrapped.command.clone()), &nothing);
             match self.start_pod(contents, pod, deadline, progress).await {
                 Ok(own) => {
                     let pod = own.pod.clone();
@@ -140,7 +140,7 @@ impl Sessions {
             tracing::info!(image, "the image has no shell");
             needs_no_shell(opening)?;
             // The name is the session's: the next pod can be made when this one is gone.
-            if let Some(pod) = self.named(contents, opening, base) {
+            if let Some(pod) = named(contents, opening, base) {
                 self.lifecycle.stop(&pod).await?;
             }
         }
@@ -148,35 +148,11 @@ impl Sessions {
         let command = (!opening.argv.is_empty()).then(|| opening.argv.clone());
         let warning = if command.is_some() { NO_SHELL } else { IMAGES_OWN };
         let environment = opening.environment.iter().cloned().collect();
-        let pod = self.pod_of(contents, opening, base, command, &environment);
+        let pod = pod_of(contents, opening, base, command, &environment);
         let own = self.start_pod(contents, pod, deadline, progress).await?;
         let pod = own.pod.clone();
         let streams = self.open_stream(&pod, &attach).await?;
         Ok(bare(streams, pod, Some(own), warning))
-    }
-
-    fn pod_of(
-        &self,
-        contents: &Contents,
-        opening: &Opening,
-        base: &Pod,
-        command: Option<Vec<String>>,
-        environment: &BTreeMap<String, String>,
-    ) -> Pod {
-        let program = SessionProgram {
-            connection: contents.connection,
-            session: opening.session,
-            console: &contents.console,
-            command,
-            tty: opening.tty,
-            environment,
-        };
-        session_pod(base, program)
-    }
-
-    fn named(&self, contents: &Contents, opening: &Opening, base: &Pod) -> Option<PodRef> {
-        let metadata = self.pod_of(contents, opening, base, None, &BTreeMap::new()).metadata;
-        Some(PodRef { namespace: metadata.namespace?, name: metadata.name?, uid: None })
     }
 
     async fn start_pod(
@@ -199,11 +175,34 @@ impl Sessions {
     }
 }
 
+fn pod_of(
+    contents: &Contents,
+    opening: &Opening,
+    base: &Pod,
+    command: Option<Vec<String>>,
+    environment: &BTreeMap<String, String>,
+) -> Pod {
+    let program = SessionProgram {
+        connection: contents.connection,
+        session: opening.session,
+        console: &contents.console,
+        command,
+        tty: opening.tty,
+        environment,
+    };
+    session_pod(base, program)
+}
+
+fn named(contents: &Contents, opening: &Opening, base: &Pod) -> Option<PodRef> {
+    let metadata = pod_of(contents, opening, base, None, &BTreeMap::new()).metadata;
+    Some(PodRef { namespace: metadata.namespace?, name: metadata.name?, uid: None })
+}
+
 fn program(opening: &Opening) -> Program<'_> {
     Program { argv: &opening.argv, environment: &opening.environment, size: opening.size }
 }
 
-fn unfit(error: WrapError) -> Refusal {
+fn unfit(error: &WrapError) -> Refusal {
     Refusal::new(Reason::InvalidRequest, error.to_string())
 }
 
