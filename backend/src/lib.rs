@@ -1,4 +1,15 @@
 //! The backend: the gRPC services over `podbay-backend-core`, and the adapter to Kubernetes.
 
+mod callers;
+mod config;
+mod health;
+mod io;
 pub mod kubernetes;
 pub mod metrics;
+mod process;
+mod service;
+
+pub use callers::{Caller, Callers, Rule};
+pub use config::{Config, Grpc, Tls};
+pub use health::KUBERNETES;
+pub use process::{RunError, run, run_on};

@@ -1,1 +1,55 @@
-fn main() {}
+//! The backend as a process: reads its configuration, binds, runs.
+
+use clap::Parser;
+use podbay_backend::Config;
+use podbay_runtime::{config::Document, shutdown::Shutdown, telemetry};
+use std::{path::PathBuf, process::ExitCode};
+use tokio::net::TcpListener;
+
+/// Podbay's backend: the gRPC service in front of Kubernetes.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration file (YAML).
+    #[arg(long)]
+    config: PathBuf,
+    /// Only check the configuration: exit 0 if it is good, 2 if not.
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config = match Document::read(&arguments.config).and_then(Config::from_document) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            eprintln!("{mistakes}");
+            return ExitCode::from(2);
+        }
+    };
+    if arguments.check {
+        return ExitCode::SUCCESS;
+    }
+    telemetry::init(&config.log);
+    match serve(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("podbay-backend: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+    let shutdown = Shutdown::on_signals()?;
+    let bind = |address| async move {
+        TcpListener::bind(address).await.map_err(|error| format!("can't listen on {address}: {error}"))
+    };
+    let listener = bind(config.grpc.listen).await?;
+    let admin = match config.grpc.admin_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    Ok(Box::pin(podbay_backend::run(config, listener, admin, shutdown)).await?)
+}

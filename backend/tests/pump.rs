@@ -345,7 +345,7 @@ async fn unread_output_and_unread_stdin_do_not_stop_the_other_direction() {
         async move {
             // Never reads, always writes.
             let (mut sink, _stream) = socket.split();
-            while sink.send(on(1, &[b'x'; 32768])).await.is_ok() {}
+            while sink.send(on(1, &vec![b'x'; 32768])).await.is_ok() {}
         }
         .boxed()
     })

@@ -64,8 +64,8 @@ pub(super) fn resize((columns, rows): (u16, u16)) -> Bytes {
 
 #[derive(Deserialize)]
 struct Status {
-    #[serde(default)]
-    status: String,
+    #[serde(default, rename = "status")]
+    outcome: String,
     #[serde(default)]
     reason: String,
     #[serde(default)]
@@ -90,7 +90,7 @@ struct Cause {
 /// How the program ended, by a whole Status; `None` while it isn't one.
 pub(super) fn end_of(json: &[u8]) -> Option<StreamEnd> {
     let status: Status = serde_json::from_slice(json).ok()?;
-    match status.status.as_str() {
+    match status.outcome.as_str() {
         "Success" => return Some(StreamEnd::Success),
         "Failure" => (),
         _ => return None,

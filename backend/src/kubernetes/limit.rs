@@ -68,7 +68,7 @@ mod tests {
         let waits: Vec<u128> = (0..6).map(|_| (bucket.next(start) - start).as_millis()).collect();
         assert_eq!(waits, [0, 0, 0, 200, 400, 600]);
         // After a pause the burst is there again, and no more than the burst.
-        let later = start + Duration::from_secs(60);
+        let later = start + Duration::from_mins(1);
         let waits: Vec<u128> = (0..4).map(|_| (bucket.next(later) - later).as_millis()).collect();
         assert_eq!(waits, [0, 0, 0, 200]);
     }

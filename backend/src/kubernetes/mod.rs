@@ -41,8 +41,8 @@ const PAGE: u32 = 500;
 
 /// Tries to reach a pod by name only if it is still the one that is meant.
 fn delete_params(pod: &PodRef, grace: Option<Duration>) -> DeleteParams {
-    let mut params = DeleteParams::default();
-    params.grace_period_seconds = grace.map(|grace| u32::try_from(grace.as_secs()).unwrap_or(u32::MAX));
+    let grace_period_seconds = grace.map(|grace| u32::try_from(grace.as_secs()).unwrap_or(u32::MAX));
+    let params = DeleteParams { grace_period_seconds, ..DeleteParams::default() };
     match &pod.uid {
         Some(uid) => params.preconditions(Preconditions { uid: Some(uid.clone()), resource_version: None }),
         None => params,
@@ -189,10 +189,8 @@ impl Cluster for KubeCluster {
     }
 
     async fn pod_events(&self, pod: &PodRef) -> Result<Vec<Event>, ClusterError> {
-        let mut fields = format!("involvedObject.kind=Pod,involvedObject.name={}", pod.name);
-        if let Some(uid) = &pod.uid {
-            fields += &format!(",involvedObject.uid={uid}");
-        }
+        let uid = pod.uid.iter().map(|uid| format!(",involvedObject.uid={uid}")).collect::<String>();
+        let fields = format!("involvedObject.kind=Pod,involvedObject.name={}{uid}", pod.name);
         let api: Api<Event> = Api::namespaced(self.unary.client.clone(), &pod.namespace);
         let mut events = self.list("pod_events", &api, ListParams::default().fields(&fields)).await?;
         events.sort_by_key(|event| {

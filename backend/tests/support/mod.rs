@@ -23,7 +23,7 @@ use tokio_tungstenite::{
 pub type Socket = WebSocketStream<TcpStream>;
 type Play = dyn Fn(Socket, String) -> BoxFuture<'static, ()> + Send + Sync;
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The server; dropping it ends all its connections.
 pub struct StandIn {

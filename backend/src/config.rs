@@ -1,0 +1,221 @@
+//! The backend's whole configuration: core's settings, and `grpc` (listener, TLS, callers, handle keys).
+
+use crate::callers::{Callers, Rule};
+use podbay_backend_core::{config::Settings, handle::KeyRing};
+use podbay_runtime::{
+    config::{Document, Mistake, Mistakes, Section},
+    telemetry::Log,
+};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+/// Checked and complete.
+#[derive(Debug)]
+pub struct Config {
+    /// `kubernetes` and `ownership`.
+    pub settings: Settings,
+    /// `grpc`.
+    pub grpc: Grpc,
+    /// `log`.
+    pub log: Log,
+}
+
+/// The gRPC side.
+#[derive(Debug)]
+pub struct Grpc {
+    /// `listen`: where the bin binds; [`crate::run`] takes a bound listener.
+    pub listen: SocketAddr,
+    /// `adminListen`: metrics and health over HTTP; absent = none.
+    pub admin_listen: Option<SocketAddr>,
+    /// `tls`.
+    pub tls: Tls,
+    /// `callers`: who may call, by certificate.
+    pub callers: Callers,
+    /// `handleKeys`; absent = a key of this process alone.
+    pub keys: Option<KeyRing>,
+    /// `maxConnections`: TCP connections at once; more are cut.
+    pub max_connections: usize,
+    /// `drainTimeout`: how long sessions may go on after the first SIGTERM.
+    pub drain_timeout: Duration,
+}
+
+/// PEM files.
+#[derive(Debug)]
+pub struct Tls {
+    /// Our certificate, with its chain.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The CAs of the callers' certificates.
+    pub client_ca: PathBuf,
+}
+
+const DEFAULT_PORT: u16 = 8443;
+
+impl Config {
+    /// Reads the backend's part of a configuration; the frontend's is ignored.
+    ///
+    /// # Errors
+    /// All mistakes of the document, with their places.
+    pub fn from_document(document: Document) -> Result<Self, Mistakes> {
+        let read = Self::read(&mut document.root());
+        document.finish()?;
+        // Without a mistake there is a configuration: whoever gives none records one.
+        let unusable = || Mistake {
+            file: String::new(),
+            line: 0,
+            column: 0,
+            path: String::new(),
+            message: "the configuration can't be used".to_owned(),
+        };
+        read.ok_or_else(|| Mistakes(vec![unusable()]))
+    }
+
+    fn read(root: &mut Section) -> Option<Self> {
+        let settings = Settings::read(root);
+        let grpc = Grpc::read(&mut root.section("grpc"));
+        let log = Log::from_section(&mut root.section("log"));
+        for key in ["ssh", "users", "frontend"] {
+            root.ignore(key);
+        }
+        if root.get::<String>("backend").is_some_and(|backend| backend != "kubernetes") {
+            root.mistake("backend", "only kubernetes is built");
+        }
+        for key in [
+            "security",
+            "auth",
+            "authz",
+            "configserver",
+            "audit",
+            "geoip",
+            "metrics",
+            "health",
+            "kuberun",
+            "docker",
+            "dockerrun",
+            "sshproxy",
+        ] {
+            root.refuse(key, "it is not built yet");
+        }
+        Some(Self { settings: settings?, grpc: grpc?, log })
+    }
+}
+
+impl Grpc {
+    fn read(section: &mut Section) -> Option<Self> {
+        let listen = section.or("listen", SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), DEFAULT_PORT));
+        let admin_listen = section.get("adminListen");
+        let tls = Tls::read(&mut section.section("tls"));
+        let callers = callers(section);
+        let had_keys = section.has("handleKeys");
+        let keys = KeyRing::read(section);
+        let max_connections = section.or("maxConnections", 1024_usize);
+        if max_connections == 0 {
+            section.mistake("maxConnections", "must be positive");
+        }
+        let drain_timeout = section.or("drainTimeout", Duration::from_secs(25));
+        if had_keys && keys.is_none() {
+            return None;
+        }
+        Some(Self { listen, admin_listen, tls: tls?, callers: callers?, keys, max_connections, drain_timeout })
+    }
+}
+
+impl Tls {
+    fn read(section: &mut Section) -> Option<Self> {
+        let cert = section.required("certFile");
+        let key = section.required("keyFile");
+        let client_ca = section.required("clientCAFile");
+        Some(Self { cert: cert?, key: key?, client_ca: client_ca? })
+    }
+}
+
+fn callers(section: &mut Section) -> Option<Callers> {
+    if !section.has("callers") {
+        section.mistake("callers", "is missing: without it nobody may call");
+    }
+    let mut rules = Vec::new();
+    let mut good = true;
+    for mut entry in section.list("callers") {
+        let name: Option<String> = entry.required("name");
+        let service: Option<String> = entry.required("service");
+        let users: Vec<String> = entry.or("users", Vec::new());
+        let operator = entry.or("operator", false);
+        let (Some(name), Some(service)) = (name, service) else {
+            good = false;
+            continue;
+        };
+        let kind = name.split_once(':').filter(|(kind, rest)| ["dns", "uri", "cn"].contains(kind) && !rest.is_empty());
+        if kind.is_none() {
+            entry.mistake("name", "must be dns:NAME, uri:URI or cn:NAME, as in the caller's certificate");
+            good = false;
+        }
+        if service.is_empty() {
+            entry.mistake("service", "must not be empty");
+            good = false;
+        }
+        rules.push(Rule { name, service, users, operator });
+    }
+    good.then(|| Callers::new(rules))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "
+kubernetes: {pod: {disableAgent: true}}
+grpc:
+  listen: 127.0.0.1:0
+  tls: {certFile: /c, keyFile: /k, clientCAFile: /ca}
+  callers: [{name: 'dns:frontend.podbay', service: frontend, users: ['*']}]
+ssh: {anything: true}
+users: []
+";
+
+    fn read(text: &str) -> Result<Config, String> {
+        let document = Document::parse("test.yaml", text).map_err(|mistakes| mistakes.to_string())?;
+        Config::from_document(document).map_err(|mistakes| mistakes.to_string())
+    }
+
+    #[test]
+    fn a_shared_file_is_read() {
+        let config = read(GOOD).expect("good");
+        assert_eq!(config.grpc.drain_timeout, Duration::from_secs(25));
+        assert!(config.grpc.keys.is_none());
+    }
+
+    #[test]
+    fn every_mistake_is_told_with_its_place() {
+        let text = "
+kubernetes: {pod: {disableAgent: true}}
+grpc:
+  listn: x
+  tls: {certFile: /c}
+  callers: [{name: frontend, service: ''}]
+  handleKeys: [{id: a, key: tooshort}]
+security: {}
+backend: docker
+";
+        let told = read(text).expect_err("mistakes");
+        for wanted in [
+            "grpc.listn",
+            "did you mean listen",
+            "grpc.tls.keyFile",
+            "grpc.tls.clientCAFile",
+            "grpc.callers[0].name",
+            "grpc.callers[0].service",
+            "handleKeys[0].key",
+            "security: is not supported",
+            "only kubernetes is built",
+            "test.yaml:6:",
+        ] {
+            assert!(told.contains(wanted), "{wanted} is not in:\n{told}");
+        }
+        let told = read("kubernetes: {pod: {disableAgent: true}}").expect_err("no grpc");
+        assert!(told.contains("grpc.callers") && told.contains("grpc.tls.certFile"), "{told}");
+    }
+}

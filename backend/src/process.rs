@@ -1,0 +1,264 @@
+//! The process: builds the parts, serves, and ends in order.
+
+use crate::{
+    config::{Config, Grpc},
+    health::{tell_serving, watch_kubernetes},
+    io::Peer,
+    kubernetes::{ConnectError, KubeCluster},
+    metrics::{KubernetesMetrics, ServiceMetrics},
+    service::Service,
+};
+use futures::{Stream, StreamExt as _};
+use podbay::{
+    MAX_MESSAGE,
+    v1::{connection_service_server::ConnectionServiceServer, session_service_server::SessionServiceServer},
+};
+use podbay_backend_core::{
+    cluster::Cluster,
+    config::Settings,
+    connections::Connections,
+    handle::{KeyError, KeyRing},
+    lifecycle::Lifecycle,
+    ownership::{Leases, Reaper},
+    session::Sessions,
+};
+use podbay_runtime::{
+    admin::{self, Readiness},
+    shutdown::Shutdown,
+    tls::{self, TlsError},
+};
+use prometheus_client::registry::Registry;
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::Server;
+
+/// What a stream may have under way (docs of `hyper`: the default for a whole connection is only twice that).
+const STREAM_WINDOW: u32 = 512 * 1024;
+/// Streams per connection; frontends open four connections to each backend.
+const STREAMS: u32 = 128;
+/// So that no unread stream takes window from the others.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS;
+const MAX_FRAME: u32 = 64 * 1024;
+const MAX_HEADERS: u32 = 16 * 1024;
+const KEEPALIVE: Duration = Duration::from_secs(20);
+/// For the last frames of sessions that were cut, and for GOAWAY.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Why the process can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The connection to Kubernetes is not configured right.
+    #[error(transparent)]
+    Kubernetes(#[from] ConnectError),
+    /// The certificate files can't be used.
+    #[error("grpc.tls: {0}")]
+    Tls(#[from] TlsError),
+    /// No random key could be made.
+    #[error("grpc.handleKeys: {0}")]
+    Keys(#[from] KeyError),
+    /// The gRPC server failed.
+    #[error("the gRPC server failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+    /// Reflection's descriptors can't be used.
+    #[error("gRPC reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The admin listener failed.
+    #[error("the admin listener failed: {0}")]
+    Admin(#[from] io::Error),
+}
+
+/// Runs a backend on bound listeners until `shutdown`, and then to its ordered end.
+///
+/// # Errors
+/// Where it can't begin, or its server fails.
+pub async fn run(
+    config: Config,
+    listener: TcpListener,
+    admin: Option<TcpListener>,
+    shutdown: Shutdown,
+) -> Result<(), RunError> {
+    let mut registry = Registry::default();
+    let metrics = KubernetesMetrics::new(&mut registry);
+    let http = config.settings.timeouts.http;
+    let cluster = Arc::new(KubeCluster::new(&config.settings.connection, http, metrics).await?);
+    Box::pin(run_on(cluster, config.settings, config.grpc, registry, listener, admin, shutdown)).await
+}
+
+/// The same on a given cluster.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on(
+    cluster: Arc<dyn Cluster>,
+    settings: Settings,
+    grpc: Grpc,
+    mut registry: Registry,
+    listener: TcpListener,
+    admin: Option<TcpListener>,
+    shutdown: Shutdown,
+) -> Result<(), RunError> {
+    let tls = tls::server(&grpc.tls.cert, &grpc.tls.key, Some(&grpc.tls.client_ca))?;
+    let keys = if let Some(keys) = grpc.keys {
+        keys
+    } else {
+        tracing::warn!("no grpc.handleKeys: connections end with this process, and it must be the only replica");
+        KeyRing::random()?
+    };
+    let metrics = ServiceMetrics::new(&mut registry);
+    let background = TaskTracker::new();
+    let lifecycle = Lifecycle::new(Arc::clone(&cluster), settings.timeouts, background.clone());
+    let leases = Leases::new(Arc::clone(&cluster), settings.ownership.clone());
+    let namespace = settings.pod.namespace().to_owned();
+    let pod_stop = settings.timeouts.pod_stop;
+    let service = Service {
+        connections: Connections::new(lifecycle.clone(), leases.clone(), Arc::new(settings), Arc::new(keys)),
+        sessions: Sessions::new(lifecycle.clone(), leases.clone()),
+        callers: grpc.callers,
+        metrics: metrics.clone(),
+        streams: TaskTracker::new(),
+        cut: CancellationToken::new(),
+        draining: Arc::default(),
+    };
+
+    let mut helpers = JoinSet::new();
+    let stop = CancellationToken::new();
+    let _stop_helpers = stop.clone().drop_guard();
+    let (reporter, health) = tonic_health::server::health_reporter();
+    tell_serving(&reporter, true).await;
+    helpers.spawn(watch_kubernetes(reporter.clone(), Arc::clone(&cluster), stop.clone()));
+    let reaper = Reaper::new(lifecycle, leases, namespace);
+    helpers.spawn(count_reaped(reaper.deleted(), metrics.clone()));
+    helpers.spawn(reaper.run(stop.clone()));
+    let readiness = Readiness::default();
+    let mut admin_server = JoinSet::new();
+    if let Some(listener) = admin {
+        admin_server.spawn(admin::serve(listener, Arc::new(registry), readiness.clone(), stop.clone()));
+    }
+
+    // Peers that are there stay served while this replica drains; new ones are not accepted.
+    let accepting = shutdown.soft.child_token();
+    let peers = peers(listener, tls, grpc.max_connections, accepting, metrics);
+    let goaway = CancellationToken::new();
+    let server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(STREAMS)
+        .max_frame_size(MAX_FRAME)
+        .http2_max_header_list_size(MAX_HEADERS)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .add_service(health)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(ConnectionServiceServer::new(service.clone()))
+        .add_service(
+            SessionServiceServer::new(service.clone())
+                .max_decoding_message_size(MAX_MESSAGE)
+                .max_encoding_message_size(MAX_MESSAGE),
+        )
+        .serve_with_incoming_shutdown(peers, goaway.clone().cancelled_owned());
+    let mut server = std::pin::pin!(server);
+    readiness.set(true);
+    tracing::info!("the backend serves");
+
+    let drained = async {
+        shutdown.soft.cancelled().await;
+        tracing::info!(sessions = service.streams.len(), "draining");
+        readiness.set(false);
+        service.draining.store(true, Ordering::Release);
+        tell_serving(&reporter, false).await;
+        service.streams.close();
+        if timeout(grpc.drain_timeout, service.streams.wait()).await.is_err() {
+            tracing::warn!(sessions = service.streams.len(), "sessions are cut: grpc.drainTimeout is over");
+        }
+        service.cut.cancel();
+        let _ = timeout(FAREWELL, service.streams.wait()).await;
+        background.close();
+        if timeout(pod_stop, background.wait()).await.is_err() {
+            tracing::warn!(left = background.len(), "deletions of pods are left to the reaper of another replica");
+        }
+        goaway.cancel();
+        tokio::time::sleep(FAREWELL).await;
+    };
+    let failed_admin = async {
+        match admin_server.join_next().await {
+            Some(Ok(Err(error))) => error,
+            // Not configured, or told to stop.
+            Some(_) | None => std::future::pending().await,
+        }
+    };
+    let result = tokio::select! {
+        served = &mut server => served.map_err(RunError::from),
+        () = drained => Ok(()),
+        () = shutdown.hard.cancelled() => Ok(()),
+        error = failed_admin => Err(RunError::Admin(error)),
+    };
+    service.cut.cancel();
+    stop.cancel();
+    helpers.shutdown().await;
+    tracing::info!("the backend has ended");
+    result
+}
+
+/// Ends with the reaper.
+async fn count_reaped(mut deleted: watch::Receiver<u64>, metrics: ServiceMetrics) {
+    let mut counted = 0;
+    while deleted.changed().await.is_ok() {
+        let now = *deleted.borrow_and_update();
+        metrics.reaped(now.saturating_sub(counted));
+        counted = now;
+    }
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(podbay::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+/// Peers after their handshake, at most so many at once. What fails is cut, counted and logged.
+fn peers(
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    most: usize,
+    stop: CancellationToken,
+    metrics: ServiceMetrics,
+) -> impl Stream<Item = io::Result<Peer>> {
+    let places = Arc::new(Semaphore::new(most));
+    let counted = metrics.clone();
+    let refused = move |peer: Option<std::net::SocketAddr>, error: &io::Error| {
+        counted.refused_peer("tls");
+        if let Some(peer) = peer {
+            tracing::info!(remote = %peer, %error, "a peer on the gRPC port is no client");
+        } else {
+            tracing::warn!(%error, "accept failed");
+        }
+    };
+    // The stream must not end before the server does: its end would be the server's.
+    let accepted = tls::incoming(listener, tls, tls::Limits::default(), stop, refused);
+    accepted
+        .filter_map(move |stream| {
+            let peer = match (stream, Arc::clone(&places).try_acquire_owned()) {
+                (Ok(stream), Ok(place)) => Some(Ok(Peer::new(stream, place))),
+                (Ok(stream), Err(_)) => {
+                    let remote = stream.get_ref().0.peer_addr().ok();
+                    tracing::warn!(?remote, most, "too many connections (grpc.maxConnections)");
+                    metrics.refused_peer("limit");
+                    None
+                }
+                (Err(_), _) => None,
+            };
+            std::future::ready(peer)
+        })
+        .chain(futures::stream::pending())
+}

@@ -1,0 +1,122 @@
+//! `podbay.v1.SessionService`.
+
+use super::Service;
+use crate::callers::Caller;
+use futures::{Stream, StreamExt as _};
+use podbay::v1::{self, Reason, Refusal, session_service_server::SessionService};
+use podbay_backend_core::session::{Opening, Report, ToClient, first_frame};
+use std::{pin::Pin, time::Duration};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Frames under way to a client before its program's output is read no more: 8 × 32 KiB.
+const FRAMES: usize = 8;
+
+/// How long a stream may be there without its Open.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
+
+#[tonic::async_trait]
+impl SessionService for Service {
+    type RunSessionStream = Pin<Box<dyn Stream<Item = Result<v1::RunSessionResponse, Status>> + Send>>;
+
+    async fn run_session(
+        &self,
+        request: Request<Streaming<v1::RunSessionRequest>>,
+    ) -> Result<Response<Self::RunSessionStream>, Status> {
+        let caller = self.caller(&request).and_then(|caller| self.takes_new().map(|()| caller));
+        let caller = caller.map_err(|refusal| self.refused("RunSession", &refusal))?;
+        let (to_client, frames) = mpsc::channel(FRAMES);
+        let this = self.clone();
+        // Response headers go at once; the task ends when the client drops the stream.
+        self.streams.spawn(async move { this.run(caller, request.into_inner(), to_client).await });
+        let frames = ReceiverStream::new(frames).map(|item| item.map_err(Refusal::into_status));
+        Ok(Response::new(Box::pin(frames)))
+    }
+
+    async fn detach(&self, request: Request<v1::DetachRequest>) -> Result<Response<v1::DetachResponse>, Status> {
+        self.counted("Detach", async { self.needs_agent(&request) }).await
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<v1::ListSessionsResponse>, Status> {
+        self.counted("ListSessions", async { self.needs_agent(&request) }).await
+    }
+
+    async fn collect_exit(
+        &self,
+        request: Request<v1::CollectExitRequest>,
+    ) -> Result<Response<v1::CollectExitResponse>, Status> {
+        self.counted("CollectExit", async { self.needs_agent(&request) }).await
+    }
+
+    async fn ack_exit(&self, request: Request<v1::AckExitRequest>) -> Result<Response<v1::AckExitResponse>, Status> {
+        self.counted("AckExit", async { self.needs_agent(&request) }).await
+    }
+}
+
+impl Service {
+    /// Programs outlive their streams only with podbay-agent, which this server does not use yet.
+    fn needs_agent<T, A>(&self, request: &Request<T>) -> Result<A, Refusal> {
+        self.caller(request)?;
+        Err(Refusal::new(Reason::Unimplemented, "durable sessions need podbay-agent, which is not built yet"))
+    }
+
+    async fn run(&self, caller: Caller, mut client: Streaming<v1::RunSessionRequest>, to_client: ToClient) {
+        let started = Instant::now();
+        let open = tokio::select! {
+            open = self.open(&caller, &mut client) => open,
+            () = to_client.closed() => return,
+        };
+        let (handle, opening) = match open {
+            Ok(open) => open,
+            Err(refusal) => {
+                self.metrics.call("RunSession", podbay::code_of(refusal.reason()), started.elapsed());
+                tracing::info!(caller = caller.service(), message = refusal.message, "session refused");
+                // The client may be gone.
+                let _ = to_client.send(Err(refusal)).await;
+                return;
+            }
+        };
+        let (connection, session) = (handle.connection, opening.session);
+        tracing::debug!(%connection, %session, user = handle.user.name, "session opened");
+        self.metrics.sessions.inc();
+        let run = self.sessions.run(&handle, caller.service(), opening, client, to_client, self.cut.clone());
+        let Report { kind, refusal, bytes: [stdin, stdout, stderr] } = Box::pin(run).await;
+        self.metrics.sessions.dec();
+        self.metrics.session_end(kind);
+        self.metrics.bytes(stdin, stdout, stderr);
+        let code = match (kind, &refusal) {
+            ("refused", Some(refusal)) => podbay::code_of(refusal.reason()),
+            ("gone", _) => tonic::Code::Cancelled,
+            _ => tonic::Code::Ok,
+        };
+        self.metrics.call("RunSession", code, started.elapsed());
+        let (reason, message) = refusal.map_or(("", String::new()), |r| (r.reason().as_str_name(), r.message));
+        tracing::info!(%connection, %session, kind, reason, message, stdin, stdout, stderr, "session ended");
+    }
+
+    /// Reads and checks the first frame.
+    async fn open(
+        &self,
+        caller: &Caller,
+        client: &mut Streaming<v1::RunSessionRequest>,
+    ) -> Result<(podbay_backend_core::handle::Contents, Opening), Refusal> {
+        let violation = |text: &str| Refusal::new(Reason::ProtocolViolation, text);
+        let first = match timeout(OPEN_WITHIN, client.message()).await {
+            Err(_) => return Err(violation("no Open within 10 s")),
+            Ok(Err(status)) => return Err(violation(&format!("the first frame can't be read: {}", status.message()))),
+            Ok(Ok(None)) => return Err(violation("the stream ended without Open")),
+            Ok(Ok(Some(first))) => first,
+        };
+        let open = first_frame(first)?;
+        let handle = self.connections.keys().open(&open.handle, caller.service())?;
+        let opening = Opening::parse(&open, &handle).map_err(|refusal| refusal.about(handle.connection))?;
+        Ok((handle, opening))
+    }
+}
