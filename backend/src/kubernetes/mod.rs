@@ -189,7 +189,7 @@ impl Cluster for KubeCluster {
     }
 
     async fn pod_events(&self, pod: &PodRef) -> Result<Vec<Event>, ClusterError> {
-        let uid = pod.uid.iter().map(|uid| format!(",involvedObject.uid={uid}")).collect::<String>();
+        let uid = pod.uid.as_ref().map_or_else(String::new, |uid| format!(",involvedObject.uid={uid}"));
         let fields = format!("involvedObject.kind=Pod,involvedObject.name={}{uid}", pod.name);
         let api: Api<Event> = Api::namespaced(self.unary.client.clone(), &pod.namespace);
         let mut events = self.list("pod_events", &api, ListParams::default().fields(&fields)).await?;
