@@ -64,10 +64,14 @@ impl Config {
         let read = Self::read(&mut document.root());
         document.finish()?;
         // Without a mistake there is a configuration: whoever gives none records one.
-        read.ok_or_else(|| {
-            let message = "the configuration is not complete".to_owned();
-            Mistakes(vec![Mistake { file: String::new(), line: 0, column: 0, path: String::new(), message }])
-        })
+        let unusable = || Mistake {
+            file: String::new(),
+            line: 0,
+            column: 0,
+            path: String::new(),
+            message: "the configuration can't be used".to_owned(),
+        };
+        read.ok_or_else(|| Mistakes(vec![unusable()]))
     }
 
     fn read(root: &mut Section) -> Option<Self> {

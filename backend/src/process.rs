@@ -1,5 +1,4 @@
 //! The process: builds the parts, serves, and ends in order.
-#![allow(clippy::single_match_else, clippy::unnecessary_wraps, clippy::unused_self)] // being built
 
 use crate::{
     config::{Config, Grpc},
@@ -34,7 +33,12 @@ use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 
@@ -104,14 +108,11 @@ pub async fn run_on(
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
     let tls = tls::server(&grpc.tls.cert, &grpc.tls.key, Some(&grpc.tls.client_ca))?;
-    let keys = match grpc.keys {
-        Some(keys) => keys,
-        None => {
-            tracing::warn!(
-                "no grpc.handleKeys: connections don't outlive this process, and it must be the only replica"
-            );
-            KeyRing::random()?
-        }
+    let keys = if let Some(keys) = grpc.keys {
+        keys
+    } else {
+        tracing::warn!("no grpc.handleKeys: connections end with this process, and it must be the only replica");
+        KeyRing::random()?
     };
     let metrics = ServiceMetrics::new(&mut registry);
     let background = TaskTracker::new();
@@ -135,7 +136,9 @@ pub async fn run_on(
     let (reporter, health) = tonic_health::server::health_reporter();
     tell_serving(&reporter, true).await;
     helpers.spawn(watch_kubernetes(reporter.clone(), Arc::clone(&cluster), stop.clone()));
-    helpers.spawn(Reaper::new(lifecycle, leases, namespace).run(stop.clone()));
+    let reaper = Reaper::new(lifecycle, leases, namespace);
+    helpers.spawn(count_reaped(reaper.deleted(), metrics.clone()));
+    helpers.spawn(reaper.run(stop.clone()));
     let readiness = Readiness::default();
     let mut admin_server = JoinSet::new();
     if let Some(listener) = admin {
@@ -155,8 +158,8 @@ pub async fn run_on(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(health)
-        .add_service(reflection()?.build_v1()?)
-        .add_service(reflection()?.build_v1alpha()?)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
         .add_service(ConnectionServiceServer::new(service.clone()))
         .add_service(
             SessionServiceServer::new(service.clone())
@@ -207,10 +210,20 @@ pub async fn run_on(
     result
 }
 
-fn reflection() -> Result<tonic_reflection::server::Builder<'static>, RunError> {
-    Ok(tonic_reflection::server::Builder::configure()
+/// Ends with the reaper.
+async fn count_reaped(mut deleted: watch::Receiver<u64>, metrics: ServiceMetrics) {
+    let mut counted = 0;
+    while deleted.changed().await.is_ok() {
+        let now = *deleted.borrow_and_update();
+        metrics.reaped(now.saturating_sub(counted));
+        counted = now;
+    }
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(podbay::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET))
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
 /// Peers after their handshake, at most so many at once. What fails is cut, counted and logged.
@@ -225,9 +238,10 @@ fn peers(
     let counted = metrics.clone();
     let refused = move |peer: Option<std::net::SocketAddr>, error: &io::Error| {
         counted.refused_peer("tls");
-        match peer {
-            Some(peer) => tracing::info!(remote = %peer, %error, "a peer on the gRPC port is no client"),
-            None => tracing::warn!(%error, "accept failed"),
+        if let Some(peer) = peer {
+            tracing::info!(remote = %peer, %error, "a peer on the gRPC port is no client");
+        } else {
+            tracing::warn!(%error, "accept failed");
         }
     };
     // The stream must not end before the server does: its end would be the server's.

@@ -189,11 +189,8 @@ impl Cluster for KubeCluster {
     }
 
     async fn pod_events(&self, pod: &PodRef) -> Result<Vec<Event>, ClusterError> {
-        let mut fields = format!("involvedObject.kind=Pod,involvedObject.name={}", pod.name);
-        if let Some(uid) = &pod.uid {
-            fields.push_str(",involvedObject.uid=");
-            fields.push_str(uid);
-        }
+        let uid = pod.uid.as_ref().map_or_else(String::new, |uid| format!(",involvedObject.uid={uid}"));
+        let fields = format!("involvedObject.kind=Pod,involvedObject.name={}{uid}", pod.name);
         let api: Api<Event> = Api::namespaced(self.unary.client.clone(), &pod.namespace);
         let mut events = self.list("pod_events", &api, ListParams::default().fields(&fields)).await?;
         events.sort_by_key(|event| {

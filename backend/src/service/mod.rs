@@ -1,5 +1,4 @@
 //! The gRPC services: who calls, what they may, and core's answers in gRPC's words.
-#![allow(clippy::single_match_else, clippy::unnecessary_wraps, clippy::unused_self)] // being built
 
 mod connection;
 mod session;
@@ -57,21 +56,21 @@ impl Service {
         call: impl Future<Output = Result<T, Refusal>>,
     ) -> Result<tonic::Response<T>, Status> {
         let started = Instant::now();
-        let result = call.await.map_err(|refusal| self.status(&refusal));
+        let result = call.await.map_err(|refusal| status(&refusal));
         let code = result.as_ref().err().map_or(tonic::Code::Ok, Status::code);
         self.metrics.call(method, code, started.elapsed());
         result.map(tonic::Response::new)
     }
 
-    fn status(&self, refusal: &Refusal) -> Status {
-        tracing::debug!(reason = refusal.reason().as_str_name(), message = refusal.message, "refused");
-        refusal.clone().into_status()
-    }
-
     /// Refuses a stream before it began.
     fn refused(&self, method: &'static str, refusal: &Refusal) -> Status {
-        let status = self.status(refusal);
+        let status = status(refusal);
         self.metrics.call(method, status.code(), std::time::Duration::ZERO);
         status
     }
+}
+
+fn status(refusal: &Refusal) -> Status {
+    tracing::debug!(reason = refusal.reason().as_str_name(), message = refusal.message, "refused");
+    refusal.clone().into_status()
 }

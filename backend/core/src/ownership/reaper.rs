@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::{Instant, sleep},
 };
@@ -51,6 +51,7 @@ pub struct Reaper {
     taken: Observations<String, String>,
     slots: Arc<Semaphore>,
     deleting: JoinSet<String>,
+    deleted: watch::Sender<u64>,
     busy: HashSet<String>,
 }
 
@@ -77,8 +78,14 @@ impl Reaper {
             taken: Observations::new(max_gap),
             slots: Arc::new(Semaphore::new(AT_ONCE)),
             deleting: JoinSet::new(),
+            deleted: watch::Sender::new(0),
             busy: HashSet::new(),
         }
+    }
+
+    /// How many pods it has deleted; for metrics.
+    pub fn deleted(&self) -> watch::Receiver<u64> {
+        self.deleted.subscribe()
     }
 
     /// Looks again and again until told to stop. Deletions under way are then dropped: another reaper, or the next start,
@@ -189,11 +196,14 @@ impl Reaper {
         if !self.busy.insert(uid.clone()) {
             return;
         }
-        let (lifecycle, slots) = (self.lifecycle.clone(), self.slots.clone());
+        let (lifecycle, slots, deleted) = (self.lifecycle.clone(), self.slots.clone(), self.deleted.clone());
         self.deleting.spawn(async move {
             let _slot = slots.acquire_owned().await;
             match lifecycle.stop(&pod).await {
-                Ok(()) => tracing::info!(target: "podbay::activity", pod = pod.name, "pod deleted"),
+                Ok(()) => {
+                    deleted.send_modify(|n| *n += 1);
+                    tracing::info!(target: "podbay::activity", pod = pod.name, "pod deleted");
+                }
                 Err(refusal) => tracing::warn!(pod = pod.name, reason = %refusal.message, "pod not deleted yet"),
             }
             uid
