@@ -1,0 +1,275 @@
+//! One connection towards the backend: opened after login, closed when the client is gone.
+//!
+//! Runs in a task of its own that outlives the SSH connection, so that a pod is deleted also when the client vanished.
+
+use super::{
+    Backend, Choice, Failure, Replica,
+    owner::Owner,
+    phase::{Opened, Phase, Terms},
+};
+use crate::metrics::{Closing, Metrics};
+use arc_swap::ArcSwap;
+use futures::StreamExt as _;
+use podbay::{ConnectionId, v1};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+/// Added to the backend's own deadlines, so that its answer, which says more, arrives first.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Between attempts when every replica was tried.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// What users are told when this process's lease was lost.
+pub const OWNER_LOST: &str = "the backend took this server for dead and has deleted its pods; please log in again";
+
+/// Who logged in, and what the login needs.
+#[derive(Debug)]
+pub struct Login {
+    /// The connection's id.
+    pub id: ConnectionId,
+    /// As the client gave it.
+    pub user: String,
+    /// The client's address.
+    pub remote: String,
+    /// The time in which the backend must accept.
+    pub accept_timeout: Duration,
+    /// Where the connection's channels look.
+    pub phase: watch::Sender<Phase>,
+    /// The client is gone.
+    pub gone: CancellationToken,
+    /// Cancelled here when the owner's lease was lost: the connection is to end.
+    pub lost: CancellationToken,
+}
+
+/// Why a connection could not be opened.
+#[derive(Debug)]
+struct OpenError {
+    refusal: v1::Refusal,
+    /// What was agreed before.
+    terms: Option<Arc<Terms>>,
+    /// The backend may have begun something.
+    begun: bool,
+}
+
+/// Where an opening stands, over all its attempts.
+struct Opening {
+    deadline: Instant,
+    begun: bool,
+    terms: Option<Arc<Terms>>,
+    choice: Choice,
+}
+
+impl Login {
+    /// Opens, waits for the client to go, closes. Never cancelled but by the process's end.
+    pub async fn run(self, backend: &dyn Backend, owner: &Arc<Owner>, metrics: &Metrics, replicas: Choice) {
+        let mut losses = owner.losses();
+        let claim = owner.claim(self.id);
+        let mut opening = Opening {
+            deadline: Instant::now() + self.accept_timeout,
+            begun: false,
+            terms: None,
+            choice: replicas,
+        };
+        let opened = tokio::select! {
+            opened = self.open(backend, claim.owner_id(), &mut opening) => opened,
+            () = self.gone.cancelled() => {
+                debug!("the client went before the connection was open");
+                return self.close(backend, metrics, &opening).await;
+            }
+        };
+        match opened {
+            Ok(opened) => {
+                info!(target: "podbay::activity", connection = %self.id, user = self.user, remote = self.remote,
+                    pod = opened.pod, "connection opened");
+                let opened = Arc::new(opened);
+                claim.opened(&opened);
+                self.phase.send_replace(Phase::Open(opened));
+            }
+            Err(OpenError { refusal, terms, begun }) => {
+                warn!(connection = %self.id, user = self.user, reason = refusal.reason().as_str_name(),
+                    "connection not opened: {}", refusal.message);
+                opening.terms = terms;
+                opening.begun = begun;
+                if refusal.reason() == v1::Reason::OwnerExpired {
+                    owner.expired(claim.owner_id());
+                }
+                let text = format!("{} [connection {}]", refusal.message, self.id);
+                self.phase.send_replace(Phase::Failed(text.into()));
+                // What was begun is undone now, not when the client has read why.
+                self.close(backend, metrics, &opening).await;
+                opening.begun = false;
+            }
+        }
+        let lost = async {
+            // A receiver that fell behind missed a loss: which one is not known, and there is hardly ever one.
+            while losses.recv().await.is_ok_and(|lost| lost != claim.owner_id()) {}
+        };
+        tokio::select! {
+            () = self.gone.cancelled() => {}
+            () = lost => {
+                self.phase.send_replace(Phase::Failed(OWNER_LOST.into()));
+                self.lost.cancel();
+                self.gone.cancelled().await;
+            }
+        }
+        self.close(backend, metrics, &opening).await;
+        info!(target: "podbay::activity", connection = %self.id, user = self.user, remote = self.remote,
+            "connection closed");
+    }
+
+    async fn open(
+        &self,
+        backend: &dyn Backend,
+        owner: podbay::OwnerId,
+        opening: &mut Opening,
+    ) -> Result<Opened, OpenError> {
+        loop {
+            let failure = match timeout_at(opening.deadline, self.attempt(backend, owner, opening)).await {
+                Ok(Ok(opened)) => return Ok(opened),
+                Ok(Err(failure)) => failure,
+                Err(_) => return Err(opening.error(opening.too_late())),
+            };
+            if !failure.may_retry() {
+                return Err(opening.error(failure.refusal()));
+            }
+            debug!(connection = %self.id, "opening goes on elsewhere: {failure}");
+            let again = failure.replica().is_none_or(|replica| opening.choice.avoid.contains(&replica));
+            opening.choice.avoid.extend(failure.replica());
+            if again {
+                // Every replica was tried, or none is known: from the start, but not at once.
+                opening.choice.avoid.clear();
+                if Instant::now() + PAUSE >= opening.deadline {
+                    return Err(opening.error(failure.refusal()));
+                }
+                sleep(PAUSE).await;
+            }
+        }
+    }
+
+    /// One call. The stream is dropped on every way out, which asks for an unfinished start to be undone.
+    async fn attempt(
+        &self,
+        backend: &dyn Backend,
+        owner: podbay::OwnerId,
+        opening: &mut Opening,
+    ) -> Result<Opened, Failure> {
+        let user = v1::User { name: self.user.clone(), authenticated_name: String::new() };
+        let request = v1::OpenConnectionRequest {
+            connection_id: self.id.to_string(),
+            owner_id: owner.to_string(),
+            user: Some(user),
+            remote_address: self.remote.clone(),
+            ..Default::default()
+        };
+        let called = backend.open_connection(opening.choice.clone(), request).await;
+        opening.begun |= !matches!(called, Err(Failure::NoReplica | Failure::NotSent(..)));
+        let (replica, mut events) = called?;
+        while let Some(event) = events.next().await {
+            match event?.event {
+                Some(v1::open_connection_response::Event::Accepted(accepted)) => {
+                    let terms = opening.accepted(accepted.into());
+                    self.phase.send_replace(Phase::Starting { terms, progress: None, since: Instant::now() });
+                }
+                Some(v1::open_connection_response::Event::Progress(news)) => {
+                    self.phase.send_if_modified(|phase| match phase {
+                        Phase::Starting { progress, .. } => {
+                            *progress = Some(news.message);
+                            true
+                        }
+                        Phase::Asking | Phase::Open(_) | Phase::Failed(_) => false,
+                    });
+                }
+                Some(v1::open_connection_response::Event::Opened(opened)) => {
+                    let pod = match (opened.pod_namespace.as_str(), opened.pod_name.as_str()) {
+                        (_, "") => String::new(),
+                        (namespace, name) => format!("{namespace}/{name}"),
+                    };
+                    let terms = opening.terms.clone().unwrap_or_default();
+                    return Ok(Opened { handle: ArcSwap::from_pointee(opened.handle), replica, terms, pod });
+                }
+                // A kind of event that this build does not know.
+                None => {}
+            }
+        }
+        Err(Failure::Broken(replica, tonic::Status::unavailable("the stream ended before Opened")))
+    }
+
+    /// Closes what may be open, with a fresh deadline, over the replicas.
+    async fn close(&self, backend: &dyn Backend, metrics: &Metrics, opening: &Opening) {
+        if !opening.begun {
+            return;
+        }
+        let pod_stop = opening.terms.as_ref().map_or_else(|| Terms::default().pod_stop, |terms| terms.pod_stop);
+        let deadline = Instant::now() + pod_stop + GRACE;
+        let mut choice = Choice::default();
+        let closing = async {
+            loop {
+                let request = v1::CloseConnectionRequest { connection_id: self.id.to_string() };
+                let left = deadline.saturating_duration_since(Instant::now());
+                match backend.close_connection(choice.clone(), request, left).await {
+                    Ok((_, answer)) => return Ok(answer.pods_deleted),
+                    Err(failure) if !failure.may_retry() => return Err(failure),
+                    Err(failure) => {
+                        let again = failure.replica().is_none_or(|replica| choice.avoid.contains(&replica));
+                        choice.avoid.extend(failure.replica());
+                        if again {
+                            choice.avoid.clear();
+                            sleep(PAUSE).await;
+                        }
+                    }
+                }
+            }
+        };
+        match timeout_at(deadline, closing).await {
+            Ok(Ok(pods)) => {
+                metrics.closed(Closing::Done);
+                debug!(connection = %self.id, pods, "closed");
+            }
+            Ok(Err(failure)) => {
+                metrics.closed(Closing::Failed);
+                warn!(connection = %self.id, "not closed, the owner's next heartbeat tells: {failure}");
+            }
+            Err(_) => {
+                metrics.closed(Closing::TimedOut);
+                warn!(connection = %self.id, "not closed within podStop, the owner's next heartbeat tells");
+            }
+        }
+    }
+}
+
+impl Opening {
+    /// The pod's start is bounded from the first Accepted on, retries included.
+    fn accepted(&mut self, terms: Terms) -> Arc<Terms> {
+        let terms = Arc::new(terms);
+        if self.terms.is_none() {
+            self.deadline = Instant::now() + terms.pod_start + GRACE;
+        }
+        self.terms = Some(Arc::clone(&terms));
+        terms
+    }
+
+    fn too_late(&self) -> v1::Refusal {
+        match &self.terms {
+            None => v1::Refusal::new(v1::Reason::StreamLost, "no backend has answered in time; try again later"),
+            Some(_) => v1::Refusal::new(
+                v1::Reason::PodStartTimeout,
+                "the pod was not ready in time (timeouts.podStart), and the backend has not said why",
+            ),
+        }
+    }
+
+    fn error(&self, refusal: v1::Refusal) -> OpenError {
+        OpenError { refusal, terms: self.terms.clone(), begun: self.begun }
+    }
+}
+
+/// The replica to try first for a new connection: none in particular.
+pub const fn anywhere() -> Choice {
+    Choice { prefer: None, avoid: Vec::<Replica>::new() }
+}

@@ -1,0 +1,230 @@
+//! The process as an owner of connections: one id, a lease that heartbeats renew, and the list of what it has.
+
+use super::{Backend, Choice, phase::Opened};
+use bytes::Bytes;
+use podbay::{ConnectionId, OwnerId, v1};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, broadcast},
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, warn};
+
+/// Until the backend has told its own interval.
+const FIRST_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The bounds of what it may tell.
+const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_mins(1));
+
+/// One heartbeat's time over all replicas, where the interval is longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One call of it: a replica that hangs costs no more than this.
+const ONE_CALL: Duration = Duration::from_secs(3);
+
+/// Handles that one heartbeat has looked at, so that its message stays small.
+const HANDLES_A_BEAT: usize = 64;
+const HANDLE_BYTES_A_BEAT: usize = 512 * 1024;
+
+#[derive(Debug)]
+struct State {
+    id: OwnerId,
+    connections: BTreeMap<ConnectionId, Entry>,
+    /// Handles after this one come next.
+    cursor: Option<ConnectionId>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    owner: OwnerId,
+    opened: Weak<Opened>,
+}
+
+/// This process, towards the backend. Its id changes only when its lease was lost.
+#[derive(Debug)]
+pub struct Owner {
+    state: Mutex<State>,
+    lost: broadcast::Sender<OwnerId>,
+    first_claim: Notify,
+}
+
+/// A connection that this process has; dropped when it is closed.
+#[derive(Debug)]
+pub struct Claim {
+    owner: Arc<Owner>,
+    owner_id: OwnerId,
+    connection: ConnectionId,
+}
+
+impl Claim {
+    /// The owner that claims it.
+    pub const fn owner_id(&self) -> OwnerId {
+        self.owner_id
+    }
+
+    /// It has a handle now, which heartbeats keep fresh.
+    pub fn opened(&self, opened: &Arc<Opened>) {
+        if let Some(entry) = self.owner.state().connections.get_mut(&self.connection) {
+            entry.opened = Arc::downgrade(opened);
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.owner.state().connections.remove(&self.connection);
+    }
+}
+
+impl Owner {
+    /// An owner with a fresh random id.
+    pub fn new() -> Arc<Self> {
+        let state = State { id: fresh(), connections: BTreeMap::new(), cursor: None };
+        Arc::new(Self { state: Mutex::new(state), lost: broadcast::Sender::new(8), first_claim: Notify::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a connection before the backend is asked for it.
+    pub fn claim(self: &Arc<Self>, connection: ConnectionId) -> Claim {
+        let mut state = self.state();
+        let owner_id = state.id;
+        state.connections.insert(connection, Entry { owner: owner_id, opened: Weak::new() });
+        self.first_claim.notify_one();
+        Claim { owner: Arc::clone(self), owner_id, connection }
+    }
+
+    /// The id that new connections get.
+    pub fn id(&self) -> OwnerId {
+        self.state().id
+    }
+
+    /// Tells whose lease was lost; connections of that owner end.
+    pub fn losses(&self) -> broadcast::Receiver<OwnerId> {
+        self.lost.subscribe()
+    }
+
+    /// The lease of `lost` ran out: its pods are being deleted. New connections get a new owner.
+    pub fn expired(&self, lost: OwnerId) {
+        let mut state = self.state();
+        if state.id != lost {
+            return;
+        }
+        state.id = fresh();
+        let connections = state.connections.values().filter(|entry| entry.owner == lost).count();
+        error!(owner = %lost, connections, "the lease of this process was lost; its connections end");
+        let _ = self.lost.send(lost);
+    }
+
+    fn beat(&self, leaving: bool) -> (OwnerId, v1::HeartbeatRequest, Vec<Arc<Opened>>) {
+        let mut state = self.state();
+        let id = state.id;
+        let mine = || state.connections.iter().filter(|(_, entry)| entry.owner == id);
+        let connection_ids = mine().map(|(id, _)| id.to_string()).collect();
+        let after = |id: &ConnectionId| state.cursor.is_some_and(|cursor| *id > cursor);
+        let open = || mine().filter_map(|(id, entry)| entry.opened.upgrade().map(|opened| (*id, opened)));
+        let ordered = open().filter(|(id, _)| after(id)).chain(open().filter(|(id, _)| !after(id)));
+        let (mut opened, mut handles, mut bytes, mut last) = (Vec::new(), Vec::new(), 0, None);
+        for (id, one) in ordered.take(if leaving { 0 } else { HANDLES_A_BEAT }) {
+            let handle = Bytes::clone(&one.handle.load());
+            bytes += handle.len();
+            if bytes > HANDLE_BYTES_A_BEAT && !handles.is_empty() {
+                break;
+            }
+            handles.push(handle);
+            opened.push(one);
+            last = Some(id);
+        }
+        state.cursor = last;
+        let request =
+            v1::HeartbeatRequest { owner_id: id.to_string(), connection_ids, complete: true, handles, leaving };
+        (id, request, opened)
+    }
+
+    /// Renews the lease until `stop`. There is no lease, and nothing to renew, before the first connection.
+    pub async fn run(self: Arc<Self>, backend: Arc<dyn Backend>, stop: CancellationToken) {
+        let mut interval = FIRST_INTERVAL;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = self.first_claim.notified() => {}
+        }
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(interval) => {}
+            }
+            let (id, request, opened) = self.beat(false);
+            match self.send(&*backend, request, PATIENCE.min(interval * 2)).await {
+                Ok(answer) => {
+                    for (one, handle) in opened.iter().zip(answer.handles) {
+                        if !handle.is_empty() {
+                            one.handle.store(Arc::new(handle));
+                        }
+                    }
+                    let told = answer.interval.and_then(|d| Duration::try_from(d).ok());
+                    interval = told.unwrap_or(FIRST_INTERVAL).clamp(INTERVALS.0, INTERVALS.1);
+                }
+                Err(Some(refusal)) if refusal.reason() == v1::Reason::OwnerExpired => self.expired(id),
+                Err(refusal) => {
+                    let text = refusal.map_or_else(|| "no backend answers".to_owned(), |refusal| refusal.message);
+                    warn!(owner = %id, "heartbeat failed, the lease is not renewed: {text}");
+                }
+            }
+        }
+    }
+
+    /// The process ends: its lease is deleted and whatever it still has is closed.
+    pub async fn leave(&self, backend: &dyn Backend, within: Duration) {
+        let (id, request, _) = self.beat(true);
+        if let Err(refusal) = self.send(backend, request, within).await {
+            let text = refusal.map_or_else(String::new, |refusal| refusal.message);
+            warn!(owner = %id, "could not say that this process leaves; its lease will run out: {text}");
+        }
+    }
+
+    /// One heartbeat over the replicas.
+    async fn send(
+        &self,
+        backend: &dyn Backend,
+        request: v1::HeartbeatRequest,
+        within: Duration,
+    ) -> Result<v1::HeartbeatResponse, Option<v1::Refusal>> {
+        let deadline = Instant::now() + within;
+        let mut choice = Choice::default();
+        let mut last = None;
+        let sending = async {
+            loop {
+                match backend.heartbeat(choice.clone(), request.clone(), ONE_CALL).await {
+                    Ok((_, answer)) => return Ok(answer),
+                    Err(failure) if !failure.may_retry() => return Err(failure.refusal()),
+                    Err(failure) => {
+                        debug!("heartbeat goes elsewhere: {failure}");
+                        last = Some(failure.refusal());
+                        let again = failure.replica().is_none_or(|replica| choice.avoid.contains(&replica));
+                        choice.avoid.extend(failure.replica());
+                        if again {
+                            choice.avoid.clear();
+                            sleep(Duration::from_millis(500)).await;
+                        }
+                    }
+                }
+            }
+        };
+        match timeout_at(deadline, sending).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(refusal)) => Err(Some(refusal)),
+            Err(_) => Err(last),
+        }
+    }
+}
+
+fn fresh() -> OwnerId {
+    OwnerId::from_bytes(rand::random())
+}

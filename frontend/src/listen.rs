@@ -1,0 +1,184 @@
+//! The front door: accepting, and turning away before anything is spent.
+
+use crate::{metrics::Turned, server::Server, ssh};
+use podbay_frontend_core::Startups;
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{net::TcpListener, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// After a failed accept (out of file descriptors …): at first and at most this long.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+
+/// Accepts until `stop`. No error ends it.
+pub async fn accept(server: Arc<Server>, listener: TcpListener, stop: CancellationToken) {
+    let mut pause = PAUSES.0;
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                server.metrics.accept_failed();
+                warn!("accept failed: {error}");
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = sleep(pause) => {}
+                }
+                pause = (pause * 2).min(PAUSES.1);
+                continue;
+            }
+        };
+        pause = PAUSES.0;
+        match server.door.enter(peer.ip(), rand::random_range(0..100)) {
+            Ok(permit) => {
+                server.connections.spawn(ssh::serve(Arc::clone(&server), stream, peer, permit));
+            }
+            Err(why) => {
+                server.metrics.turned(why);
+                debug!(%peer, ?why, "turned away");
+            }
+        }
+    }
+}
+
+/// The bounds.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// In all.
+    pub total: usize,
+    /// From one address.
+    pub per_address: usize,
+    /// Not logged in.
+    pub startups: Startups,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    total: usize,
+    unauthenticated: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// Counts who is inside.
+#[derive(Debug, Clone)]
+pub struct Door {
+    bounds: Bounds,
+    inside: Arc<Mutex<Inside>>,
+}
+
+/// A place inside; given back when dropped.
+#[derive(Debug)]
+pub struct Permit {
+    door: Door,
+    address: IpAddr,
+    unauthenticated: bool,
+}
+
+impl Door {
+    /// Nobody is inside.
+    pub fn new(bounds: Bounds) -> Self {
+        Self { bounds, inside: Arc::default() }
+    }
+
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a peer in, or says why not. `dice` is a random number below 100.
+    pub fn enter(&self, address: IpAddr, dice: u8) -> Result<Permit, Turned> {
+        let address = network(address);
+        let mut inside = self.inside();
+        let there = inside.by_address.get(&address).copied().unwrap_or_default();
+        if inside.total >= self.bounds.total {
+            return Err(Turned::TooManyConnections);
+        }
+        if there >= self.bounds.per_address {
+            return Err(Turned::TooManyFromAddress);
+        }
+        if self.bounds.startups.refuses(inside.unauthenticated, dice) {
+            return Err(Turned::TooManyStartups);
+        }
+        inside.total += 1;
+        inside.unauthenticated += 1;
+        inside.by_address.insert(address, there + 1);
+        Ok(Permit { door: self.clone(), address, unauthenticated: true })
+    }
+}
+
+impl Permit {
+    /// The peer has logged in.
+    pub fn logged_in(&mut self) {
+        if std::mem::take(&mut self.unauthenticated) {
+            self.door.inside().unauthenticated -= 1;
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.logged_in();
+        let mut inside = self.door.inside();
+        inside.total -= 1;
+        if let Some(there) = inside.by_address.get_mut(&self.address) {
+            *there -= 1;
+            if *there == 0 {
+                inside.by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// An IPv4 address, or the /64 that one IPv6 host has to itself.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
+/// For the log.
+pub fn describe(listener: &TcpListener) -> String {
+    listener.local_addr().map_or_else(|error| error.to_string(), |address: SocketAddr| address.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_who_is_inside() {
+        let startups = Startups { begin: 2, rate: 100, full: 2 };
+        let door = Door::new(Bounds { total: 3, per_address: 2, startups });
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let mut first = door.enter(ip("10.0.0.1"), 0).expect("room");
+        let mut second = door.enter(ip("::ffff:10.0.0.1"), 0).expect("room");
+        assert_eq!(door.enter(ip("10.0.0.2"), 99).expect_err("full"), Turned::TooManyStartups);
+        first.logged_in();
+        second.logged_in();
+        second.logged_in();
+        assert_eq!(door.enter(ip("10.0.0.1"), 0).expect_err("full"), Turned::TooManyFromAddress);
+        let third = door.enter(ip("2001:db8::1"), 0).expect("room");
+        assert_eq!(door.enter(ip("10.0.0.3"), 0).expect_err("full"), Turned::TooManyConnections);
+        drop((first, second, third));
+        let inside = door.inside();
+        assert_eq!((inside.total, inside.unauthenticated, inside.by_address.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn one_ipv6_host_is_one_address() {
+        let ip = |text: &str| network(text.parse().expect("an address"));
+        assert_eq!(ip("2001:db8::1"), ip("2001:db8::ffff:1"));
+        assert_ne!(ip("2001:db8::1"), ip("2001:db8:0:1::1"));
+    }
+}

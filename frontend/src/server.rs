@@ -1,0 +1,223 @@
+//! The process: what all connections share, and its way from start to end.
+
+use crate::{
+    backend::{
+        Backend,
+        login::{Login, anywhere},
+        owner::Owner,
+        pool::Pool,
+    },
+    config::{Config, HostKeys},
+    hostkey::{self, HostKeyError},
+    listen::{self, Bounds, Door},
+    metrics::Metrics,
+    ssh::{Conn, russh_config},
+};
+use podbay_runtime::{admin::Readiness, shutdown::Shutdown};
+use prometheus_client::registry::Registry;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+/// To say goodbye to the backend.
+const LEAVING: Duration = Duration::from_secs(5);
+
+/// What the caller gives to [`run`] besides the configuration.
+#[derive(Debug, Default)]
+pub struct Parts {
+    /// Where to count; absent = nowhere that is seen.
+    pub metrics: Option<Metrics>,
+    /// The backend, where it is not to be called over gRPC: tests.
+    pub backend: Option<Arc<dyn Backend>>,
+    /// Set while connections are accepted and a backend is there.
+    pub readiness: Readiness,
+    /// When to end.
+    pub shutdown: Shutdown,
+}
+
+/// What all connections share.
+pub struct Server {
+    pub(crate) config: Config,
+    pub(crate) russh: Arc<russh::server::Config>,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) owner: Arc<Owner>,
+    pub(crate) metrics: Metrics,
+    pub(crate) door: Door,
+    /// SSH connections.
+    pub(crate) connections: TaskTracker,
+    /// Connections towards the backend; each outlives its SSH connection.
+    pub(crate) logins: TaskTracker,
+    /// A line for all running sessions.
+    pub(crate) notice: watch::Sender<Option<Arc<str>>>,
+    /// Ends all connections, with this text.
+    end_all: watch::Sender<Option<Arc<str>>>,
+    queued: AtomicUsize,
+    stuck: AtomicUsize,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("connections", &self.connections.len()).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    fn new(config: Config, backend: Arc<dyn Backend>, metrics: Metrics) -> Result<Arc<Self>, HostKeyError> {
+        let keys = match &config.ssh.host_keys {
+            HostKeys::Given(keys) => keys.clone(),
+            HostKeys::Kept => vec![hostkey::kept(&config.frontend.state_dir)?],
+        };
+        let russh = Arc::new(russh_config(&config.ssh, keys, config.users.has_passwords()));
+        let bounds = Bounds {
+            total: config.frontend.max_connections,
+            per_address: config.frontend.max_connections_per_address,
+            startups: config.frontend.startups,
+        };
+        Ok(Arc::new(Self {
+            russh,
+            backend,
+            owner: Owner::new(),
+            metrics,
+            door: Door::new(bounds),
+            connections: TaskTracker::new(),
+            logins: TaskTracker::new(),
+            notice: watch::Sender::new(None),
+            end_all: watch::Sender::new(None),
+            queued: AtomicUsize::new(0),
+            stuck: AtomicUsize::new(0),
+            config,
+        }))
+    }
+
+    /// The client of `conn` has logged in: opens the connection at the backend, in a task of its own.
+    pub(crate) fn login(self: &Arc<Self>, conn: &Arc<Conn>, user: &str) {
+        let login = Login {
+            id: conn.id,
+            user: user.to_owned(),
+            remote: conn.remote.to_string(),
+            accept_timeout: self.config.frontend.accept_timeout,
+            phase: conn.phase.clone(),
+            gone: conn.gone.clone(),
+            lost: conn.lost.clone(),
+        };
+        let server = Arc::clone(self);
+        self.logins.spawn(async move {
+            login.run(&*server.backend, &server.owner, &server.metrics, anywhere()).await;
+        });
+    }
+
+    /// A connection's queued input and stuck channels have changed.
+    pub(crate) fn count_input(&self, was: usize, was_stuck: usize, is: usize, is_stuck: usize) {
+        if (was, was_stuck) == (is, is_stuck) {
+            return;
+        }
+        let update = |sum: &AtomicUsize, was: usize, is: usize| {
+            sum.fetch_add(is.wrapping_sub(was), Ordering::Relaxed).wrapping_add(is.wrapping_sub(was))
+        };
+        let queued = update(&self.queued, was, is);
+        self.metrics.input(queued, update(&self.stuck, was_stuck, is_stuck));
+    }
+
+    /// Whether all connections together hold more input than they should.
+    pub(crate) fn short_of_memory(&self) -> bool {
+        self.queued.load(Ordering::Relaxed) > self.config.frontend.max_queued_input
+    }
+
+    /// Returns when all connections are to end, with the text for them.
+    pub(crate) async fn all_end(&self) -> Arc<str> {
+        let mut end = self.end_all.subscribe();
+        match end.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(text)) => Arc::clone(text),
+            Ok(None) | Err(_) => Arc::from(""),
+        }
+    }
+}
+
+/// Why the frontend could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No host key.
+    #[error(transparent)]
+    HostKey(#[from] HostKeyError),
+}
+
+/// Serves SSH on `listener` until `parts.shutdown`: softly, it stops accepting, tells its sessions, and waits for them up
+/// to `frontend.drainTimeout`; hard, it cuts them. Either way connections are closed at the backend, as far as time allows,
+/// and the owner's lease is given up.
+///
+/// # Errors
+/// Before anything is accepted: no host key.
+pub async fn run(config: Config, listener: TcpListener, parts: Parts) -> Result<(), StartError> {
+    let metrics = parts.metrics.unwrap_or_else(|| Metrics::new(&mut Registry::default()));
+    let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
+    let (backend, pool): (Arc<dyn Backend>, _) = if let Some(backend) = parts.backend {
+        (backend, None)
+    } else {
+        let to = &config.frontend.backend;
+        let pool = Pool::new(to.addresses.clone(), to.security.clone(), metrics.clone());
+        (Arc::clone(&pool) as Arc<dyn Backend>, Some(pool))
+    };
+    let server = Server::new(config, backend, metrics)?;
+    tracker.spawn(Arc::clone(&server.owner).run(Arc::clone(&server.backend), stop.clone()));
+    finish_after(server, Tasks { tracker, stop, pool }, listener, parts.readiness, parts.shutdown).await;
+    Ok(())
+}
+
+/// The process's own tasks.
+struct Tasks {
+    tracker: TaskTracker,
+    stop: CancellationToken,
+    pool: Option<Arc<Pool>>,
+}
+
+async fn finish_after(
+    server: Arc<Server>,
+    tasks: Tasks,
+    listener: TcpListener,
+    readiness: Readiness,
+    shutdown: Shutdown,
+) {
+    if let Some(pool) = &tasks.pool {
+        pool.resolve().await;
+        tasks.tracker.spawn(Arc::clone(pool).keep_resolving(tasks.stop.clone()));
+    }
+    info!(address = listen::describe(&listener), users = server.config.users.len(), "serving SSH");
+    readiness.set(true);
+    listen::accept(Arc::clone(&server), listener, shutdown.soft.clone()).await;
+    readiness.set(false);
+    let drain = server.config.frontend.drain_timeout;
+    info!(connections = server.connections.len(), ?drain, "shutting down");
+    server.connections.close();
+    let text = format!("the server is shutting down; this session ends in {} s at the latest", drain.as_secs());
+    server.notice.send_replace(Some(text.into()));
+    tokio::select! {
+        () = server.connections.wait() => {}
+        () = tokio::time::sleep(drain) => {}
+        () = shutdown.hard.cancelled() => {}
+    }
+    server.end_all.send_replace(Some("the server is shutting down".into()));
+    server.connections.wait().await;
+    // What is closed one by one tells more than a lease that ends; a second signal, and the lease's end, shorten it.
+    server.logins.close();
+    tokio::select! {
+        () = server.logins.wait() => {}
+        () = tokio::time::sleep(drain.max(LEAVING)) => warn!("some connections are not closed yet"),
+        () = shutdown.hard.cancelled() => {}
+    }
+    server.owner.leave(&*server.backend, LEAVING).await;
+    tasks.stop.cancel();
+    tasks.tracker.close();
+    let _ = timeout(LEAVING, tasks.tracker.wait()).await;
+}

@@ -1,0 +1,196 @@
+//! One SSH connection from accept to its end.
+
+use super::{
+    gate::Gated,
+    handler::Callbacks,
+    options::socket_options,
+    shared::{Conn, EndReason, Stage},
+};
+use crate::{
+    backend::{Phase, login::OWNER_LOST},
+    listen::Permit,
+    metrics::{ConnectionState, Turned},
+    server::Server,
+};
+use russh::{
+    Disconnect, Error,
+    server::{Handle, run_stream},
+};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tracing::{debug, info, warn};
+
+/// Reading may be stopped by the cap for this long; then the fullest channel is closed.
+const CAPPED: Duration = Duration::from_secs(10);
+
+/// Between telling a client that its connection ends and cutting it.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A connection that can't be used is kept for this long without a session, so that a client that is about to ask for
+/// one is told why there is none.
+const UNUSABLE: Duration = Duration::from_secs(10);
+
+/// Serves one client until it is gone. Its programs are gone then too; closing it at the backend goes on elsewhere.
+pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, permit: Permit) {
+    let conn = Conn::new(Arc::clone(&server), peer.ip().to_canonical());
+    debug!(connection = %conn.id, remote = %conn.remote, "connected");
+    if let Err(error) = socket_options(&stream, &server.config.ssh) {
+        debug!(connection = %conn.id, "socket options: {error}");
+    }
+    let keyed_by = Instant::now() + server.config.frontend.handshake_timeout;
+    let logged_in_by = Instant::now() + server.config.frontend.login_grace_time;
+    let gated = Gated::new(stream, conn.gate.clone());
+    // russh's task can't be dropped from here: cutting its stream ends it, also when this future is dropped.
+    let ending = Ending(Arc::clone(&conn));
+    let started = run_stream(Arc::clone(&server.russh), gated, Callbacks::new(Arc::clone(&conn)));
+    let mut session = match timeout_at(keyed_by, started).await {
+        Ok(Ok(session)) => session,
+        Ok(Err(error)) => return garbage(&conn, &error),
+        Err(_) => return garbage(&conn, &Error::ConnectionTimeout),
+    };
+    let handle = session.handle();
+    let result = tokio::select! {
+        result = &mut session => result,
+        () = supervise(&conn, &handle, keyed_by, logged_in_by, permit) => {
+            conn.gate.cut();
+            session.await
+        }
+    };
+    finished(&conn, result);
+    drop(ending);
+    conn.tasks.close();
+    conn.tasks.wait().await;
+}
+
+/// Ends everything of a connection when dropped.
+struct Ending(Arc<Conn>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.gate.cut();
+        self.0.gone.cancel();
+    }
+}
+
+/// Returns when the connection is to be cut.
+async fn supervise(conn: &Conn, handle: &Handle, keyed_by: Instant, logged_in_by: Instant, mut permit: Permit) {
+    let server = &conn.server;
+    {
+        let _counted = Counted::new(server, ConnectionState::Unauthenticated);
+        let mut stage = conn.stage.subscribe();
+        let login = async {
+            let keyed = timeout_at(keyed_by, stage.wait_for(|stage| *stage >= Stage::Keyed)).await.is_ok();
+            keyed && timeout_at(logged_in_by, stage.wait_for(|stage| *stage == Stage::LoggedIn)).await.is_ok()
+        };
+        let logged_in = tokio::select! {
+            logged_in = login => logged_in,
+            reason = ended(conn) => return farewell(handle, reason).await,
+        };
+        if !logged_in {
+            server.metrics.turned(Turned::LoginGrace);
+            info!(connection = %conn.id, remote = %conn.remote, "no login in time");
+            return;
+        }
+    }
+    permit.logged_in();
+    let _counted = Counted::new(server, ConnectionState::LoggedIn);
+    tokio::select! {
+        reason = ended(conn) => farewell(handle, reason).await,
+        reason = unusable(conn) => farewell(handle, reason).await,
+        never = watch_cap(conn, handle) => match never {},
+    }
+}
+
+async fn ended(conn: &Conn) -> EndReason {
+    let mut end = conn.end.subscribe();
+    tokio::select! {
+        Ok(reason) = end.wait_for(Option::is_some) => reason.clone().unwrap_or_else(|| EndReason(String::new())),
+        () = conn.lost.cancelled() => EndReason(OWNER_LOST.to_owned()),
+        text = conn.server.all_end() => EndReason(text.to_string()),
+    }
+}
+
+/// Returns once the backend has failed and nobody is left to be told so in a session.
+async fn unusable(conn: &Conn) -> EndReason {
+    let mut phase = conn.phase.subscribe();
+    let text = match phase.wait_for(|phase| matches!(phase, Phase::Failed(_))).await.as_deref() {
+        Ok(Phase::Failed(text)) => text.to_string(),
+        Ok(Phase::Asking | Phase::Starting { .. } | Phase::Open(_)) | Err(_) => String::new(),
+    };
+    loop {
+        sleep(UNUSABLE).await;
+        if conn.open_channels() == 0 {
+            return EndReason(text);
+        }
+    }
+}
+
+/// Tells the client why, if it still reads, and returns when it has had the time to.
+async fn farewell(handle: &Handle, EndReason(text): EndReason) {
+    let _ = timeout(FAREWELL, async {
+        let _ = handle.disconnect(Disconnect::ByApplication, text, String::new()).await;
+        std::future::pending::<()>().await;
+    })
+    .await;
+}
+
+/// While the connection is over its cap nothing is read, so keepalives fail too: that must not last.
+async fn watch_cap(conn: &Conn, handle: &Handle) -> Infallible {
+    loop {
+        conn.capped.notified().await;
+        loop {
+            sleep(CAPPED).await;
+            if !conn.soft_stop().capped() {
+                break;
+            }
+            let fullest = conn.soft_stop().fullest();
+            let Some((id, input)) = fullest.and_then(|id| Some((id, conn.input(id)?))) else { break };
+            conn.server.metrics.turned(Turned::Cap);
+            warn!(connection = %conn.id, channel = id, "closed a channel whose input nobody reads");
+            if !input.evict() {
+                // No program to end: the channel itself.
+                let _ = handle.close(input.channel).await;
+            }
+        }
+    }
+}
+
+/// Counts a connection in a state.
+struct Counted<'a> {
+    server: &'a Server,
+    state: ConnectionState,
+}
+
+impl<'a> Counted<'a> {
+    fn new(server: &'a Server, state: ConnectionState) -> Self {
+        server.metrics.entered(state);
+        Self { server, state }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.server.metrics.left(self.state);
+    }
+}
+
+fn garbage(conn: &Conn, error: &Error) {
+    conn.server.metrics.turned(Turned::Garbage);
+    info!(connection = %conn.id, remote = %conn.remote, "cut before keys were exchanged: {error}");
+}
+
+fn finished(conn: &Conn, result: Result<(), Error>) {
+    let stage = *conn.stage.borrow();
+    match result {
+        Err(Error::KeepaliveTimeout) => {
+            conn.server.metrics.keepalive_lost();
+            info!(connection = %conn.id, remote = %conn.remote, "the client answers no more");
+        }
+        Err(error) if stage == Stage::Connected => garbage(conn, &error),
+        Err(error) => debug!(connection = %conn.id, ?stage, "disconnected: {error}"),
+        Ok(()) => debug!(connection = %conn.id, "disconnected"),
+    }
+}

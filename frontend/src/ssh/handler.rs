@@ -1,0 +1,509 @@
+//! russh's callbacks of one connection.
+//!
+//! They run on the connection's only task, so they decide from memory and hand everything that takes time to tasks; the
+//! one thing that is awaited here is a password's hash, before the connection has any channel.
+
+use super::{
+    Conn, LateAnswer,
+    input::Input,
+    shared::Stage,
+};
+use crate::{
+    metrics::{Direction, Method, Turned},
+    session::Session as Program,
+};
+use podbay_frontend_core::{
+    ChannelState, Program as What, PtyRequest, Request, Start, Step, WindowSize, channel::NotText,
+};
+use prometheus_client::metrics::counter::Counter;
+use russh::{
+    Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Error, MethodKind, MethodSet, Pty, Sig,
+    keys::PublicKey,
+    server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey},
+};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::AbortHandle,
+    time::sleep_until,
+};
+use tracing::{debug, info};
+use zeroize::Zeroizing;
+
+/// A wrong password is answered after this, whatever it cost to check.
+const WRONG_PASSWORD: Duration = Duration::from_millis(500);
+
+/// After so many failures the connection has had its chances.
+const MAX_FAILURES: usize = 6;
+
+/// Signals that wait for a program.
+const SIGNALS: usize = 32;
+
+/// RFC 4254 section 5.1.
+const RESOURCE_SHORTAGE: u32 = 4;
+const PROHIBITED: u32 = 1;
+
+/// The callbacks of one connection.
+pub struct Callbacks {
+    conn: Arc<Conn>,
+    failures: usize,
+    user: String,
+    channels: HashMap<ChannelId, Entry>,
+    opened: usize,
+    input_bytes: Counter,
+}
+
+/// A session channel.
+struct Entry {
+    input: Arc<Input>,
+    state: ChannelState,
+    run: Run,
+}
+
+enum Run {
+    /// No program was asked for.
+    Waiting { write: ChannelWriteHalf<Msg>, slot: Slot },
+    /// One was.
+    Started { signals: mpsc::Sender<String>, size: watch::Sender<Option<WindowSize>>, task: AbortHandle },
+}
+
+/// A session channel counts as open until this is dropped.
+#[derive(Debug)]
+pub struct Slot(Arc<Conn>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.channels.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Callbacks {
+    fn drop(&mut self) {
+        for entry in self.channels.values() {
+            entry.stop();
+        }
+    }
+}
+
+impl Entry {
+    fn stop(&self) {
+        self.input.close();
+        if let Run::Started { task, .. } = &self.run {
+            task.abort();
+        }
+    }
+
+    fn finished(&self) -> bool {
+        matches!(&self.run, Run::Started { task, .. } if task.is_finished())
+    }
+}
+
+impl Callbacks {
+    pub fn new(conn: Arc<Conn>) -> Self {
+        let input_bytes = conn.server.metrics.bytes(Direction::Input);
+        Self { conn, failures: 0, user: String::new(), channels: HashMap::new(), opened: 0, input_bytes }
+    }
+
+    fn methods(&self) -> MethodSet {
+        let mut methods = MethodSet::empty();
+        methods.push(MethodKind::PublicKey);
+        if self.conn.server.config.users.has_passwords() {
+            methods.push(MethodKind::Password);
+        }
+        methods
+    }
+
+    fn verdict(&mut self, user: &str, method: Method, accepted: bool) -> Result<Auth, Error> {
+        self.conn.server.metrics.auth(method, accepted);
+        if accepted {
+            user.clone_into(&mut self.user);
+            return Ok(Auth::Accept);
+        }
+        self.failures += 1;
+        info!(connection = %self.conn.id, remote = %self.conn.remote, user, ?method, "login failed");
+        if self.failures > MAX_FAILURES {
+            return Err(Error::NoAuthMethod);
+        }
+        // Named again: russh takes a method that failed once off its own list.
+        Ok(Auth::Reject { proceed_with_methods: Some(self.methods()), partial_success: false })
+    }
+
+    fn turned(&self, why: Turned) {
+        self.conn.server.metrics.turned(why);
+    }
+
+    /// What stands against one more session channel.
+    fn no_room(&self) -> Option<&'static str> {
+        let limits = &self.conn.server.config.frontend;
+        let policy = self.conn.phase.borrow().terms().map_or(0, |terms| terms.max_sessions);
+        let most = match policy {
+            0 => limits.max_sessions_per_connection,
+            policy => policy.min(limits.max_sessions_per_connection),
+        };
+        if self.conn.open_channels() >= most {
+            Some("too many sessions at once on this connection")
+        } else if self.opened >= limits.max_channels_per_connection {
+            Some("too many sessions in the life of this connection; please connect anew")
+        } else {
+            None
+        }
+    }
+
+    /// Takes a channel request and answers it, or has it answered.
+    fn request(&mut self, id: ChannelId, request: Request, session: &mut Session) -> Result<(), Error> {
+        self.conn.soft_stop().other_input(Instant::now());
+        let Some(entry) = self.channels.get_mut(&id) else { return session.channel_failure(id) };
+        match entry.state.request(request) {
+            Step::Accept => session.channel_success(id),
+            Step::Refuse(why) => {
+                debug!(connection = %self.conn.id, channel = id.number(), "request refused: {why}");
+                self.turned(Turned::Request);
+                session.channel_failure(id)
+            }
+            Step::Start(start) => self.start(id, *start, session),
+            Step::Resize(new) => {
+                if let Run::Started { size, .. } = &entry.run {
+                    size.send_replace(Some(new));
+                }
+                session.channel_success(id)
+            }
+            Step::Signal(name) => match &entry.run {
+                Run::Started { signals, .. } if signals.try_send(name).is_ok() => session.channel_success(id),
+                Run::Started { .. } | Run::Waiting { .. } => session.channel_failure(id),
+            },
+        }
+    }
+
+    fn start(&mut self, id: ChannelId, start: Start, session: &mut Session) -> Result<(), Error> {
+        let open = self.conn.open_channels();
+        let Some(Entry { input, state, run: Run::Waiting { write, slot } }) = self.channels.remove(&id) else {
+            return session.channel_failure(id);
+        };
+        let (signals, signals_in) = mpsc::channel(SIGNALS);
+        let (size, size_in) = watch::channel(None);
+        let answer = LateAnswer::new(&self.conn, session.handle(), id, open);
+        let program = Program {
+            conn: Arc::clone(&self.conn),
+            handle: session.handle(),
+            write: Arc::new(write),
+            input: Arc::clone(&input),
+            start,
+            signals: signals_in,
+            size: size_in,
+            answer,
+            slot,
+        };
+        let task = self.conn.tasks.spawn(program.run()).abort_handle();
+        self.channels.insert(id, Entry { input, state, run: Run::Started { signals, size, task } });
+        Ok(())
+    }
+
+    async fn reject(&self, reply: ChannelOpenHandle, why: &str) -> Result<(), Error> {
+        self.turned(Turned::ChannelType);
+        reply.reject(ChannelOpenFailure::Other { code: PROHIBITED, reason: why.to_owned() }).await;
+        Ok(())
+    }
+}
+
+const NO_FORWARDING: &str = "forwarding is not supported by this server yet";
+
+impl Handler for Callbacks {
+    type Error = Error;
+
+    async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Error> {
+        if self.conn.server.config.users.accepts_key(user, offer.public_key, offer.algorithm) {
+            return Ok(Auth::Accept);
+        }
+        self.verdict(user, Method::PublicKey, false)
+    }
+
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Error> {
+        let accepted = self.conn.server.config.users.accepts_key(user, key.public_key, key.algorithm);
+        if accepted {
+            info!(connection = %self.conn.id, remote = %self.conn.remote, user, key = %fingerprint(key.public_key), "logged in");
+        }
+        self.verdict(user, Method::PublicKey, accepted)
+    }
+
+    async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Error> {
+        let password = Zeroizing::new(password.to_owned());
+        let not_before = tokio::time::Instant::now() + WRONG_PASSWORD;
+        let accepted = self.conn.server.config.users.accepts_password(user, password).await;
+        if accepted {
+            info!(connection = %self.conn.id, remote = %self.conn.remote, user, "logged in with a password");
+        } else {
+            sleep_until(not_before).await;
+        }
+        self.verdict(user, Method::Password, accepted)
+    }
+
+    async fn authentication_banner(&mut self) -> Result<Option<String>, Error> {
+        self.conn.stage.send_replace(Stage::Keyed);
+        let banner = &self.conn.server.config.ssh.banner;
+        Ok((!banner.is_empty()).then(|| if banner.ends_with('\n') { banner.clone() } else { format!("{banner}\r\n") }))
+    }
+
+    async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Error> {
+        self.conn.stage.send_replace(Stage::LoggedIn);
+        self.conn.server.login(&self.conn, &self.user);
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), Error> {
+        self.channels.retain(|_, entry| !entry.finished());
+        if let Some(why) = self.no_room() {
+            self.turned(Turned::TooManySessions);
+            reply.reject(ChannelOpenFailure::Other { code: RESOURCE_SHORTAGE, reason: why.to_owned() }).await;
+            return Ok(());
+        }
+        self.opened += 1;
+        self.conn.channels.fetch_add(1, Ordering::Relaxed);
+        let slot = Slot(Arc::clone(&self.conn));
+        let id = channel.id();
+        // The read half is dropped: russh would wait for whoever reads it, and with it the whole connection.
+        let (_, write) = channel.split();
+        let input = Input::new(id, &self.conn);
+        self.channels.insert(id, Entry { input, state: ChannelState::default(), run: Run::Waiting { write, slot } });
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn channel_open_x11(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Error> {
+        self.reject(reply, "X11 is not supported by this server").await
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Error> {
+        self.reject(reply, NO_FORWARDING).await
+    }
+
+    async fn channel_open_forwarded_tcpip(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        _: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Error> {
+        self.reject(reply, NO_FORWARDING).await
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        _: Channel<Msg>,
+        _: &str,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Error> {
+        self.reject(reply, NO_FORWARDING).await
+    }
+
+    fn adjust_window(&mut self, id: ChannelId, current: u32) -> u32 {
+        let target = self.conn.soft_stop().adjust_window(id.number(), current, Instant::now());
+        if let Some(at) = target.hold_until {
+            self.conn.gate.hold_until(at.into());
+        }
+        if target.stray {
+            self.conn.server.metrics.stray();
+        }
+        target.window
+    }
+
+    async fn data(&mut self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), Error> {
+        let queue = self.conn.received(id.number(), data.len(), session.window_size(&id)).map_err(|error| {
+            info!(connection = %self.conn.id, "{error}");
+            Error::Inconsistent
+        })?;
+        if queue && let Some(entry) = self.channels.get(&id) {
+            self.input_bytes.inc_by(data.len() as u64);
+            entry.input.push(data);
+        }
+        Ok(())
+    }
+
+    async fn extended_data(&mut self, id: ChannelId, _: u32, data: &[u8], session: &mut Session) -> Result<(), Error> {
+        let window = session.window_size(&id);
+        self.conn
+            .soft_stop()
+            .unwanted(id.number(), data.len(), window, Instant::now())
+            .map_err(|_| Error::Inconsistent)
+    }
+
+    async fn window_adjusted(&mut self, _: ChannelId, _: u32, _: &mut Session) -> Result<(), Error> {
+        self.conn.soft_stop().other_input(Instant::now());
+        Ok(())
+    }
+
+    async fn channel_eof(&mut self, id: ChannelId, _: &mut Session) -> Result<(), Error> {
+        if let Some(entry) = self.channels.get(&id) {
+            entry.input.eof();
+        }
+        Ok(())
+    }
+
+    /// The client has closed the channel, or is gone: the program is given up.
+    async fn channel_close(&mut self, id: ChannelId, _: &mut Session) -> Result<(), Error> {
+        if let Some(entry) = self.channels.remove(&id) {
+            entry.stop();
+        }
+        Ok(())
+    }
+
+    async fn pty_request(
+        &mut self,
+        id: ChannelId,
+        term: &str,
+        columns: u32,
+        rows: u32,
+        width: u32,
+        height: u32,
+        modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), Error> {
+        // Opcodes that russh does not know arrive as 0.
+        let modes = modes.iter().filter(|(code, _)| *code != Pty::TTY_OP_END).map(|(code, value)| (*code as u8, *value));
+        let pty = PtyRequest {
+            term: term.to_owned(),
+            size: WindowSize::new(columns, rows, width, height),
+            modes: modes.collect(),
+        };
+        self.request(id, Request::Pty(pty), session)
+    }
+
+    async fn x11_request(
+        &mut self,
+        id: ChannelId,
+        _: bool,
+        _: &str,
+        _: &str,
+        _: u32,
+        session: &mut Session,
+    ) -> Result<(), Error> {
+        self.request(id, Request::Unsupported, session)
+    }
+
+    async fn env_request(&mut self, id: ChannelId, name: &str, value: &str, session: &mut Session) -> Result<(), Error> {
+        self.request(id, Request::Env { name: name.to_owned(), value: value.to_owned() }, session)
+    }
+
+    async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Error> {
+        self.request(id, Request::Program(Ok(What::Shell)), session)
+    }
+
+    async fn exec_request(&mut self, id: ChannelId, data: &[u8], session: &mut Session) -> Result<(), Error> {
+        let command = String::from_utf8(data.to_vec()).map(What::Exec).map_err(|_| NotText);
+        self.request(id, Request::Program(command), session)
+    }
+
+    async fn subsystem_request(&mut self, id: ChannelId, name: &str, session: &mut Session) -> Result<(), Error> {
+        self.request(id, Request::Program(Ok(What::Subsystem(name.to_owned()))), session)
+    }
+
+    async fn window_change_request(
+        &mut self,
+        id: ChannelId,
+        columns: u32,
+        rows: u32,
+        width: u32,
+        height: u32,
+        session: &mut Session,
+    ) -> Result<(), Error> {
+        self.request(id, Request::Resize(WindowSize::new(columns, rows, width, height)), session)
+    }
+
+    /// russh answers with what is returned.
+    async fn agent_request(&mut self, _: ChannelId, _: &mut Session) -> Result<bool, Error> {
+        self.turned(Turned::Request);
+        Ok(false)
+    }
+
+    async fn signal(&mut self, id: ChannelId, signal: Sig, session: &mut Session) -> Result<(), Error> {
+        self.request(id, Request::Signal(signal_name(signal)), session)
+    }
+
+    async fn tcpip_forward(&mut self, _: &str, _: &mut u32, _: &mut Session) -> Result<bool, Error> {
+        self.turned(Turned::Request);
+        Ok(false)
+    }
+
+    async fn cancel_tcpip_forward(&mut self, _: &str, _: u32, _: &mut Session) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    async fn streamlocal_forward(&mut self, _: &str, _: &mut Session) -> Result<bool, Error> {
+        self.turned(Turned::Request);
+        Ok(false)
+    }
+
+    async fn cancel_streamlocal_forward(&mut self, _: &str, _: &mut Session) -> Result<bool, Error> {
+        Ok(false)
+    }
+}
+
+fn fingerprint(key: &PublicKey) -> String {
+    key.fingerprint(russh::keys::HashAlg::Sha256).to_string()
+}
+
+fn signal_name(signal: Sig) -> String {
+    let name = match signal {
+        Sig::ABRT => "ABRT",
+        Sig::ALRM => "ALRM",
+        Sig::FPE => "FPE",
+        Sig::HUP => "HUP",
+        Sig::ILL => "ILL",
+        Sig::INT => "INT",
+        Sig::KILL => "KILL",
+        Sig::PIPE => "PIPE",
+        Sig::QUIT => "QUIT",
+        Sig::SEGV => "SEGV",
+        Sig::TERM => "TERM",
+        Sig::USR1 => "USR1",
+        Sig::Custom(name) => return name,
+    };
+    name.to_owned()
+}
+
+/// The other way.
+pub fn signal_of(name: &str) -> Sig {
+    match name {
+        "ABRT" => Sig::ABRT,
+        "ALRM" => Sig::ALRM,
+        "FPE" => Sig::FPE,
+        "HUP" => Sig::HUP,
+        "ILL" => Sig::ILL,
+        "INT" => Sig::INT,
+        "KILL" => Sig::KILL,
+        "PIPE" => Sig::PIPE,
+        "QUIT" => Sig::QUIT,
+        "SEGV" => Sig::SEGV,
+        "TERM" => Sig::TERM,
+        "USR1" => Sig::USR1,
+        other => Sig::Custom(other.to_owned()),
+    }
+}

@@ -1,0 +1,17 @@
+//! The SSH side: the server's socket and its gate, russh's callbacks, and what a connection's channels share.
+
+mod connection;
+mod gate;
+mod handler;
+mod input;
+mod late;
+mod options;
+mod shared;
+
+pub(crate) use connection::serve;
+pub(crate) use handler::{Slot, signal_of};
+pub(crate) use gate::{Gate, Hold};
+pub(crate) use input::Input;
+pub(crate) use late::LateAnswer;
+pub(crate) use options::russh_config;
+pub(crate) use shared::Conn;

@@ -1,0 +1,179 @@
+//! What the parts of one SSH connection share.
+
+use super::{Gate, Input};
+use crate::{backend::Phase, server::Server};
+use podbay::ConnectionId;
+use podbay_frontend_core::{Limits, SoftStop, soft_stop::WindowExceeded};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+use tokio::sync::{Notify, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// The most bytes of input that one connection may have queued.
+const CAP: usize = 64 << 20;
+
+/// The same, once the process has more queued than it should: one stuck channel and a little.
+const CAP_WHEN_SHORT: usize = 8 << 20;
+
+/// How far a client has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// It has connected.
+    Connected,
+    /// Keys are exchanged.
+    Keyed,
+    /// It has logged in.
+    LoggedIn,
+}
+
+/// Why we end a connection that the client has not ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndReason(pub String);
+
+/// One SSH connection.
+#[derive(Debug)]
+pub struct Conn {
+    /// Its id, towards the backend and in the log.
+    pub id: ConnectionId,
+    /// Where the client is.
+    pub remote: IpAddr,
+    /// The process.
+    pub server: Arc<Server>,
+    /// Its read gate.
+    pub gate: Gate,
+    soft_stop: Mutex<SoftStop>,
+    inputs: Mutex<HashMap<u32, Weak<Input>>>,
+    /// Reading was stopped by the cap.
+    pub capped: Notify,
+    /// How far the client has come.
+    pub stage: watch::Sender<Stage>,
+    /// What the backend has made of it.
+    pub phase: watch::Sender<Phase>,
+    /// Set to end it, with a reason for the client.
+    pub end: watch::Sender<Option<EndReason>>,
+    /// Cancelled when the client is gone.
+    pub gone: CancellationToken,
+    /// Cancelled when the process lost its claim on the connection.
+    pub lost: CancellationToken,
+    /// Its session tasks.
+    pub tasks: TaskTracker,
+    /// Session channels that are open.
+    pub channels: AtomicUsize,
+}
+
+impl Conn {
+    /// A connection that was just accepted.
+    pub fn new(server: Arc<Server>, remote: IpAddr) -> Arc<Self> {
+        Arc::new(Self {
+            id: ConnectionId::from_bytes(rand::random()),
+            remote,
+            server,
+            gate: Gate::default(),
+            soft_stop: Mutex::new(SoftStop::new(Limits::default())),
+            inputs: Mutex::default(),
+            capped: Notify::new(),
+            stage: watch::Sender::new(Stage::Connected),
+            phase: watch::Sender::new(Phase::Asking),
+            end: watch::Sender::new(None),
+            gone: CancellationToken::new(),
+            lost: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            channels: AtomicUsize::new(0),
+        })
+    }
+
+    /// The connection's soft stop. Never hold it over an await or a call of the gate.
+    pub fn soft_stop(&self) -> SoftStopGuard<'_> {
+        let guard = self.soft_stop.lock().unwrap_or_else(PoisonError::into_inner);
+        SoftStopGuard { before: (guard.queued(), guard.stuck()), guard, server: &self.server }
+    }
+
+    /// The input of an open channel.
+    pub fn input(&self, channel: u32) -> Option<Arc<Input>> {
+        self.inputs().get(&channel)?.upgrade()
+    }
+
+    pub(super) fn add_input(&self, input: &Arc<Input>) {
+        self.inputs().insert(input.channel.number(), Arc::downgrade(input));
+    }
+
+    pub(super) fn remove_input(&self, channel: u32) {
+        self.inputs().remove(&channel);
+    }
+
+    fn inputs(&self) -> MutexGuard<'_, HashMap<u32, Weak<Input>>> {
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a packet of input, and says whether to queue it.
+    pub fn received(&self, channel: u32, len: usize, window: u32) -> Result<bool, WindowExceeded> {
+        let cap = if self.server.short_of_memory() { CAP_WHEN_SHORT } else { CAP };
+        let taken = self.soft_stop().data(channel, len, window, cap, Instant::now())?;
+        if let Some(at) = taken.pause_until {
+            self.gate.pause_until(at.into());
+        }
+        if taken.capped {
+            self.gate.cap(true);
+            self.capped.notify_one();
+        }
+        Ok(!taken.dropped)
+    }
+
+    /// Asks for the end of the connection; the first reason counts.
+    pub fn end(&self, reason: impl Into<String>) {
+        self.end.send_if_modified(|end| {
+            let first = end.is_none();
+            if first {
+                *end = Some(EndReason(reason.into()));
+            }
+            first
+        });
+    }
+
+    /// Session channels that are open now.
+    pub fn open_channels(&self) -> usize {
+        self.channels.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        // Whatever was still queued when the client went away.
+        let left = self.soft_stop.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.server.count_input(left.queued(), left.stuck(), 0, 0);
+    }
+}
+
+/// Access to the soft stop; keeps the process's sums right.
+pub struct SoftStopGuard<'a> {
+    guard: MutexGuard<'a, SoftStop>,
+    before: (usize, usize),
+    server: &'a Server,
+}
+
+impl std::ops::Deref for SoftStopGuard<'_> {
+    type Target = SoftStop;
+
+    fn deref(&self) -> &SoftStop {
+        &self.guard
+    }
+}
+
+impl std::ops::DerefMut for SoftStopGuard<'_> {
+    fn deref_mut(&mut self) -> &mut SoftStop {
+        &mut self.guard
+    }
+}
+
+impl Drop for SoftStopGuard<'_> {
+    fn drop(&mut self) {
+        self.server.count_input(self.before.0, self.before.1, self.guard.queued(), self.guard.stuck());
+    }
+}
