@@ -20,7 +20,7 @@ use futures::StreamExt as _;
 use link::Link;
 use output::Output;
 use podbay::v1::{self, run_session_response::Frame};
-use podbay_frontend_core::{Ending, Report, Start, WindowSize};
+use podbay_frontend_core::{Ending, Report, Start, WindowSize, exit::LOST};
 use russh::{
     ChannelWriteHalf,
     server::{Handle, Msg},
@@ -56,6 +56,15 @@ pub struct Session {
 struct Running {
     link: Arc<Link>,
     frames: crate::backend::Frames<v1::RunSessionResponse>,
+}
+
+/// Why no program runs.
+enum NotStarted {
+    /// The request is answered with success, and this is how the session ends: told on stderr, with a status. sshd does
+    /// the same for a command that can't be executed, and a failure would hide the reason from OpenSSH's users.
+    Ended(Ending),
+    /// The request is answered with failure.
+    NoSubsystem(String),
 }
 
 /// How an attempt to start went.
@@ -94,14 +103,27 @@ impl Session {
         let mut starting = Starting { conn: &conn, output: &output, answer, start: &start, since: Instant::now() };
         let program = async {
             let controls = Controls { signals, size, first: start.pty.as_ref().map(|pty| pty.size) };
-            match starting.run().await {
+            let ending = match starting.run().await {
                 Ok((running, terms)) => run(running, &terms, &conn, &input, &output, controls).await,
-                Err(ending) => ending,
-            }
+                Err(NotStarted::Ended(ending)) => ending,
+                Err(NotStarted::NoSubsystem(refusal)) => return Err(refusal),
+            };
+            Ok(ending)
         };
-        let ending = tokio::select! {
-            ending = program => ending,
-            () = input.evicted() => Ending::Lost(EVICTED.to_owned()),
+        let ended = tokio::select! {
+            ended = program => ended,
+            () = input.evicted() => Ok(Ending::Lost(EVICTED.to_owned())),
+        };
+        let ending = match ended {
+            Ok(ending) => {
+                starting.answer.success().await;
+                ending
+            }
+            // Clients say this themselves; OpenSSH shows nothing else once it has read a failure.
+            Err(refusal) => {
+                info!(connection = %conn.id, "{refusal}");
+                if starting.answer.failure().await { Ending::Code(LOST) } else { Ending::Lost(refusal) }
+            }
         };
         input.close();
         debug!(connection = %conn.id, channel = write.id().number(), ?ending, "session ended");
@@ -112,11 +134,6 @@ impl Session {
         // All output goes out first, however long the client takes to read it.
         output.finish();
         while tasks.join_next().await.is_some() {}
-        if matches!(report, Report::Failed { .. }) {
-            starting.answer.failure().await;
-        } else {
-            starting.answer.success().await;
-        }
         counted.end = close(&handle, &write, report).await;
     }
 }
@@ -154,10 +171,10 @@ struct Starting<'a> {
 
 impl Starting<'_> {
     /// From the request to Started.
-    async fn run(&mut self) -> Result<(Running, Arc<Terms>), Ending> {
-        let opened = self.opened().await.map_err(Ending::Lost)?;
+    async fn run(&mut self) -> Result<(Running, Arc<Terms>), NotStarted> {
+        let opened = self.opened().await.map_err(|text| NotStarted::Ended(Ending::Lost(text)))?;
         if let Some(name) = open::unknown_subsystem(&self.start.program, &opened.terms) {
-            return Err(Ending::Lost(format!("there is no subsystem {name} here")));
+            return Err(NotStarted::NoSubsystem(format!("there is no subsystem {name} here")));
         }
         let terms = Arc::clone(&opened.terms);
         let pod = if terms.session_mode { terms.pod_start } else { Duration::ZERO };
@@ -177,8 +194,11 @@ impl Starting<'_> {
                     return Ok((running, terms));
                 }
                 Attempt::Failed(failure) => failure,
+                Attempt::Refused(refusal) if refusal.reason() == v1::Reason::SubsystemUnknown => {
+                    return Err(NotStarted::NoSubsystem(refusal.message));
+                }
                 Attempt::Refused(refusal) => return Err(self.lost(&refusal.message)),
-                Attempt::Ended(exit) => return Err(ending(exit)),
+                Attempt::Ended(exit) => return Err(NotStarted::Ended(ending(exit))),
             };
             let again = failure.replica().is_none_or(|replica| choice.avoid.contains(&replica));
             if !failure.may_retry_once_only() || again {
@@ -191,8 +211,8 @@ impl Starting<'_> {
         Err(self.lost("the program was not started"))
     }
 
-    fn lost(&self, text: &str) -> Ending {
-        Ending::Lost(format!("{text} [connection {}]", self.conn.id))
+    fn lost(&self, text: &str) -> NotStarted {
+        NotStarted::Ended(Ending::Lost(format!("{text} [connection {}]", self.conn.id)))
     }
 
     /// Waits for the connection, and shows what it waits for.
@@ -229,7 +249,8 @@ impl Starting<'_> {
     async fn attempt(&mut self, opened: &Opened, choice: Choice, id: [u8; 16], attempt: u32) -> Attempt {
         let (link, requests) = Link::new();
         let frame = open::frame(opened, podbay::SessionId::from_bytes(id), attempt, self.start, &link);
-        link.send(frame).await;
+        // The receiver is in `requests`: there is room for a first frame.
+        let _ = link.send(frame).await;
         let call = self.conn.server.backend.run_session(choice, requests);
         let mut call = std::pin::pin!(call);
         let (replica, mut frames) = loop {

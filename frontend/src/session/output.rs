@@ -7,6 +7,7 @@ use podbay::{
     FRAME,
     v1::{self, Stream},
 };
+use prometheus_client::metrics::counter::Counter;
 use russh::{ChannelWriteHalf, server::Msg};
 use std::{
     collections::VecDeque,
@@ -63,7 +64,7 @@ impl Output {
             queue,
             batch: VecDeque::new(),
             notes: Arc::clone(&notes),
-            taken: Box::new(move |n| drop(bytes.inc_by(n))),
+            bytes,
         };
         let guard = broken.clone().drop_guard();
         tasks.spawn(async move {
@@ -113,7 +114,7 @@ struct Writer {
     queue: mpsc::UnboundedReceiver<Item>,
     batch: VecDeque<Item>,
     notes: Arc<AtomicUsize>,
-    taken: Box<dyn Fn(u64) + Send>,
+    bytes: Counter,
 }
 
 impl Writer {
@@ -133,7 +134,7 @@ impl Writer {
                         Stream::Stderr => self.write.extended_data_bytes(STDERR, data).await,
                         Stream::Stdout | Stream::Stdin | Stream::Unspecified => self.write.data_bytes(data).await,
                     };
-                    (self.taken)(len as u64);
+                    self.bytes.inc_by(len as u64);
                     // A stream that is gone needs no credit; its reader has noticed.
                     let _ = link.taken(stream, len).await;
                     written.is_ok()

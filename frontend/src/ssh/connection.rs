@@ -4,7 +4,7 @@ use super::{
     gate::Gated,
     handler::Callbacks,
     options::socket_options,
-    shared::{Conn, EndReason, Stage},
+    shared::{Conn, Stage},
 };
 use crate::{
     backend::{Phase, login::OWNER_LOST},
@@ -104,17 +104,15 @@ async fn supervise(conn: &Conn, handle: &Handle, keyed_by: Instant, logged_in_by
     }
 }
 
-async fn ended(conn: &Conn) -> EndReason {
-    let mut end = conn.end.subscribe();
+async fn ended(conn: &Conn) -> String {
     tokio::select! {
-        Ok(reason) = end.wait_for(Option::is_some) => reason.clone().unwrap_or_else(|| EndReason(String::new())),
-        () = conn.lost.cancelled() => EndReason(OWNER_LOST.to_owned()),
-        text = conn.server.all_end() => EndReason(text.to_string()),
+        () = conn.lost.cancelled() => OWNER_LOST.to_owned(),
+        text = conn.server.all_end() => text.to_string(),
     }
 }
 
 /// Returns once the backend has failed and nobody is left to be told so in a session.
-async fn unusable(conn: &Conn) -> EndReason {
+async fn unusable(conn: &Conn) -> String {
     let mut phase = conn.phase.subscribe();
     let text = match phase.wait_for(|phase| matches!(phase, Phase::Failed(_))).await.as_deref() {
         Ok(Phase::Failed(text)) => text.to_string(),
@@ -123,13 +121,13 @@ async fn unusable(conn: &Conn) -> EndReason {
     loop {
         sleep(UNUSABLE).await;
         if conn.open_channels() == 0 {
-            return EndReason(text);
+            return text;
         }
     }
 }
 
 /// Tells the client why, if it still reads, and returns when it has had the time to.
-async fn farewell(handle: &Handle, EndReason(text): EndReason) {
+async fn farewell(handle: &Handle, text: String) {
     let _ = timeout(FAREWELL, async {
         let _ = handle.disconnect(Disconnect::ByApplication, text, String::new()).await;
         std::future::pending::<()>().await;
