@@ -3,7 +3,7 @@
 use crate::{
     backend::{
         Backend,
-        login::{Login, anywhere},
+        login::Login,
         owner::Owner,
         pool::Pool,
     },
@@ -114,7 +114,7 @@ impl Server {
         };
         let server = Arc::clone(self);
         self.logins.spawn(async move {
-            login.run(&*server.backend, &server.owner, &server.metrics, anywhere()).await;
+            login.run(&*server.backend, &server.owner, &server.metrics).await;
         });
     }
 

@@ -52,8 +52,7 @@ async fn a_filter_that_is_read_late_loses_nothing_and_does_not_hang() {
     let sent = offer(&mut child, total);
     let stdout = child.stdout.take().expect("stdout");
     // The reader sleeps until everything that can be on its way is.
-    until("the input is held back", || world.metric("queued_input_bytes", "") > 1_000_000.0).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    until("the input is held back", || world.metric("queued_input_bytes", "") > 2_000_000.0).await;
     assert!(!sent.is_finished(), "all of the input went somewhere");
     assert!(world.metric("queued_input_bytes", "") < 5_000_000.0);
     assert_eq!(check(stdout).await, total);

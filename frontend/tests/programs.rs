@@ -3,7 +3,7 @@
 mod support;
 
 use std::time::{Duration, Instant};
-use support::{Opening, World, until};
+use support::{World, backend::Opening, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,4 +114,14 @@ async fn a_client_that_dies_gives_its_program_up() {
     until("the program is given up", || world.script.lock().given_up == 1).await;
     until("the connection is closed", || world.script.lock().closed.len() == 1).await;
     assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_does_not_start_in_time_is_given_up() {
+    let world = World::new().await;
+    world.script.lock().timeouts = Duration::from_millis(200);
+    let answered = world.ssh(&["host", "@never"]).run().await;
+    assert_eq!(answered.status, Some(255));
+    assert!(answered.stderr.starts_with("podbay: the program was not started in time"), "{answered:?}");
+    until("the start is undone", || world.script.lock().given_up == 1).await;
 }

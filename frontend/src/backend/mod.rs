@@ -33,14 +33,45 @@ impl fmt::Display for Replica {
 pub struct Choice {
     /// This one, while it is healthy.
     pub prefer: Option<Replica>,
-    /// None of these, unless there are no others.
+    /// None of these.
     pub avoid: Vec<Replica>,
+}
+
+/// A call's way over the replicas, each once, and then perhaps again.
+#[derive(Debug, Default)]
+pub struct Tour {
+    /// For the next call.
+    pub choice: Choice,
+    last: Option<Failure>,
+}
+
+impl Tour {
+    /// Begins with a replica, while it is healthy.
+    pub fn preferring(replica: Replica) -> Self {
+        Self { choice: Choice { prefer: Some(replica), avoid: Vec::new() }, last: None }
+    }
+
+    /// A call has failed. `Ok` is to try another replica at once; `Err` that all were tried, with the last failure that
+    /// says something: the next call begins a new round.
+    pub fn failed(&mut self, failure: Failure) -> Result<(), Failure> {
+        match failure.replica() {
+            Some(replica) => {
+                self.choice.avoid.push(replica);
+                self.last = Some(failure);
+                Ok(())
+            }
+            None => {
+                self.choice.avoid.clear();
+                Err(self.last.clone().unwrap_or(failure))
+            }
+        }
+    }
 }
 
 /// Why a call gave no answer, or no good one.
 #[derive(Debug, Clone)]
 pub enum Failure {
-    /// No replica is known.
+    /// No replica is known, or all were to be avoided.
     NoReplica,
     /// The replica could not be reached; it knows nothing of the call.
     NotSent(Replica, Status),

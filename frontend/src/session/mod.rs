@@ -11,7 +11,7 @@ mod output;
 mod stdin;
 
 use crate::{
-    backend::{Choice, Failure, Phase, Terms, phase::Opened},
+    backend::{Choice, Failure, Phase, Tour, Terms, phase::Opened},
     metrics::SessionEnd,
     ssh::{Conn, Input, LateAnswer, Slot, signal_of},
 };
@@ -179,11 +179,11 @@ impl Starting<'_> {
         let terms = Arc::clone(&opened.terms);
         let pod = if terms.session_mode { terms.pod_start } else { Duration::ZERO };
         let deadline = Instant::now() + terms.command_start + pod + GRACE;
-        let mut choice = Choice { prefer: Some(opened.replica), avoid: Vec::new() };
+        let mut tour = Tour::preferring(opened.replica);
         let id = rand::random();
         for attempt in 1.. {
             let tried = tokio::select! {
-                tried = self.attempt(&opened, choice.clone(), id, attempt) => tried,
+                tried = self.attempt(&opened, tour.choice.clone(), id, attempt) => tried,
                 () = sleep_until(deadline) => {
                     return Err(self.lost("the program was not started in time (timeouts.commandStart)"));
                 }
@@ -200,13 +200,11 @@ impl Starting<'_> {
                 Attempt::Refused(refusal) => return Err(self.lost(&refusal.message)),
                 Attempt::Ended(exit) => return Err(NotStarted::Ended(ending(exit))),
             };
-            let again = failure.replica().is_none_or(|replica| choice.avoid.contains(&replica));
-            if !failure.may_retry_once_only() || again {
+            debug!(connection = %self.conn.id, "the program is started elsewhere: {failure}");
+            if let Err(failure) = tour.failed(failure) {
                 info!(connection = %self.conn.id, "program not started: {failure}");
                 return Err(self.lost(&failure.refusal().message));
             }
-            debug!(connection = %self.conn.id, "the program is started elsewhere: {failure}");
-            choice.avoid.extend(failure.replica());
         }
         Err(self.lost("the program was not started"))
     }

@@ -40,6 +40,7 @@ pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, per
     if let Err(error) = socket_options(&stream, &server.config.ssh) {
         debug!(connection = %conn.id, "socket options: {error}");
     }
+    let counted = Counted::new(&server, ConnectionState::Unauthenticated);
     let keyed_by = Instant::now() + server.config.frontend.handshake_timeout;
     let logged_in_by = Instant::now() + server.config.frontend.login_grace_time;
     let gated = Gated::new(stream, conn.gate.clone());
@@ -54,7 +55,7 @@ pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, per
     let handle = session.handle();
     let result = tokio::select! {
         result = &mut session => result,
-        () = supervise(&conn, &handle, keyed_by, logged_in_by, permit) => {
+        () = supervise(&conn, &handle, (keyed_by, logged_in_by), counted, permit) => {
             conn.gate.cut();
             session.await
         }
@@ -76,10 +77,16 @@ impl Drop for Ending {
 }
 
 /// Returns when the connection is to be cut.
-async fn supervise(conn: &Conn, handle: &Handle, keyed_by: Instant, logged_in_by: Instant, mut permit: Permit) {
+async fn supervise(
+    conn: &Conn,
+    handle: &Handle,
+    (keyed_by, logged_in_by): (Instant, Instant),
+    counted: Counted,
+    mut permit: Permit,
+) {
     let server = &conn.server;
     {
-        let _counted = Counted::new(server, ConnectionState::Unauthenticated);
+        let _counted = counted;
         let mut stage = conn.stage.subscribe();
         let login = async {
             let keyed = timeout_at(keyed_by, stage.wait_for(|stage| *stage >= Stage::Keyed)).await.is_ok();
@@ -157,19 +164,19 @@ async fn watch_cap(conn: &Conn, handle: &Handle) -> Infallible {
 }
 
 /// Counts a connection in a state.
-struct Counted<'a> {
-    server: &'a Server,
+struct Counted {
+    server: Arc<Server>,
     state: ConnectionState,
 }
 
-impl<'a> Counted<'a> {
-    fn new(server: &'a Server, state: ConnectionState) -> Self {
+impl Counted {
+    fn new(server: &Arc<Server>, state: ConnectionState) -> Self {
         server.metrics.entered(state);
-        Self { server, state }
+        Self { server: Arc::clone(server), state }
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.server.metrics.left(self.state);
     }

@@ -8,7 +8,7 @@ pub mod program;
 pub mod tls;
 pub mod world;
 
-pub use backend::{Opening, Replica};
+pub use backend::Replica;
 pub use world::World;
 
 use std::time::Duration;

@@ -129,7 +129,17 @@ impl World {
 
     /// Alice's client.
     pub fn ssh(&self, arguments: &[&str]) -> Ssh {
-        Ssh::new(self, arguments)
+        Ssh::new(self, "id", &[], arguments)
+    }
+
+    /// The same with options of `ssh_config`, which count before the usual ones.
+    pub fn ssh_with(&self, options: &[&str], arguments: &[&str]) -> Ssh {
+        Ssh::new(self, "id", options, arguments)
+    }
+
+    /// With a key that nobody knows.
+    pub fn ssh_with_wrong_key(&self, options: &[&str], arguments: &[&str]) -> Ssh {
+        Ssh::new(self, "wrong", options, arguments)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -173,19 +183,22 @@ fn users(key: &PrivateKey) -> Users {
 pub struct Ssh(Command);
 
 impl Ssh {
-    fn new(world: &World, arguments: &[&str]) -> Self {
+    fn new(world: &World, key: &str, options: &[&str], arguments: &[&str]) -> Self {
         let mut command = Command::new("ssh");
         let port = world.address.port().to_string();
-        let identity = world.path("id");
-        command.args(["-F", "none", "-p", &port, "-l", "alice", "-o", "LogLevel=ERROR"]);
-        for option in [
+        let identity = world.path(key);
+        command.args(["-F", "none", "-p", &port]);
+        let usual = [
+            "User=alice",
+            "LogLevel=ERROR",
             "HostName=127.0.0.1",
             "StrictHostKeyChecking=no",
             "UserKnownHostsFile=/dev/null",
             "BatchMode=yes",
             "IdentitiesOnly=yes",
             "IdentityAgent=none",
-        ] {
+        ];
+        for option in options.iter().chain(&usual) {
             command.args(["-o", option]);
         }
         command.arg("-i").arg(identity).args(arguments);
