@@ -224,8 +224,9 @@ async fn opening_has_the_announced_deadline_and_a_little() {
     assert!(text.contains("timeouts.podStart"), "{text}");
     assert_eq!(after, Duration::from_secs(32));
     let backend = world.ends().await;
-    assert_eq!((backend.state().dropped, backend.state().closed.len()), (1, 1));
-    assert_eq!(backend.state().closed[0].1, Duration::from_secs(32), "podStop, fresh, and a little");
+    let state = backend.state();
+    assert_eq!((state.dropped, state.closed.len()), (1, 1));
+    assert_eq!(state.closed[0].1, Duration::from_secs(32), "podStop, fresh, and a little");
 }
 
 #[tokio::test(start_paused = true)]
@@ -259,7 +260,8 @@ async fn a_client_that_goes_while_the_pod_starts_has_it_undone() {
     let mut phase = world.phase.clone();
     phase.wait_for(|phase| matches!(phase, Phase::Starting { .. })).await.expect("starts");
     let backend = world.ends().await;
-    assert_eq!((backend.state().dropped, backend.state().closed.len()), (1, 1));
+    let state = backend.state();
+    assert_eq!((state.dropped, state.closed.len()), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -269,7 +271,8 @@ async fn what_was_never_sent_is_not_closed() {
     assert!(text.starts_with("no backend can be reached"), "{text}");
     assert!(after > Duration::from_secs(9) && after <= Duration::from_secs(10), "{after:?}");
     let backend = world.ends().await;
-    assert!(backend.state().opened.len() > 10 && backend.state().closed.is_empty());
+    let state = backend.state();
+    assert!(state.opened.len() > 10 && state.closed.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
