@@ -3,7 +3,7 @@
 use crate::{
     backend::{
         Backend,
-        login::{Login, anywhere},
+        login::Login,
         owner::Owner,
         pool::Pool,
     },
@@ -37,6 +37,8 @@ const LEAVING: Duration = Duration::from_secs(5);
 /// What the caller gives to [`run`] besides the configuration.
 #[derive(Debug, Default)]
 pub struct Parts {
+    /// Where to count; absent = nowhere that is seen.
+    pub metrics: Option<Metrics>,
     /// The backend, where it is not to be called over gRPC: tests.
     pub backend: Option<Arc<dyn Backend>>,
     /// Set while connections are accepted and a backend is there.
@@ -112,7 +114,7 @@ impl Server {
         };
         let server = Arc::clone(self);
         self.logins.spawn(async move {
-            login.run(&*server.backend, &server.owner, &server.metrics, anywhere()).await;
+            login.run(&*server.backend, &server.owner, &server.metrics).await;
         });
     }
 
@@ -157,14 +159,19 @@ pub enum StartError {
 ///
 /// # Errors
 /// Before anything is accepted: no host key.
-pub async fn run(
-    config: Config,
-    listener: TcpListener,
-    registry: &mut Registry,
-    parts: Parts,
-) -> Result<(), StartError> {
-    let (server, tasks) = start(config, registry, parts.backend)?;
-    finish_after(server, tasks, listener, parts.readiness, parts.shutdown).await;
+pub async fn run(config: Config, listener: TcpListener, parts: Parts) -> Result<(), StartError> {
+    let metrics = parts.metrics.unwrap_or_else(|| Metrics::new(&mut Registry::default()));
+    let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
+    let (backend, pool): (Arc<dyn Backend>, _) = if let Some(backend) = parts.backend {
+        (backend, None)
+    } else {
+        let to = &config.frontend.backend;
+        let pool = Pool::new(to.addresses.clone(), to.security.clone(), metrics.clone());
+        (Arc::clone(&pool) as Arc<dyn Backend>, Some(pool))
+    };
+    let server = Server::new(config, backend, metrics)?;
+    tracker.spawn(Arc::clone(&server.owner).run(Arc::clone(&server.backend), stop.clone()));
+    finish_after(server, Tasks { tracker, stop, pool }, listener, parts.readiness, parts.shutdown).await;
     Ok(())
 }
 
@@ -173,26 +180,6 @@ struct Tasks {
     tracker: TaskTracker,
     stop: CancellationToken,
     pool: Option<Arc<Pool>>,
-}
-
-fn start(
-    config: Config,
-    registry: &mut Registry,
-    backend: Option<Arc<dyn Backend>>,
-) -> Result<(Arc<Server>, Tasks), StartError> {
-    let metrics = Metrics::new(registry);
-    let (tracker, stop) = (TaskTracker::new(), CancellationToken::new());
-    let (backend, pool): (Arc<dyn Backend>, _) = match backend {
-        Some(backend) => (backend, None),
-        None => {
-            let to = &config.frontend.backend;
-            let pool = Pool::new(to.addresses.clone(), to.security.clone(), metrics.clone());
-            (Arc::clone(&pool) as Arc<dyn Backend>, Some(pool))
-        }
-    };
-    let server = Server::new(config, backend, metrics)?;
-    tracker.spawn(Arc::clone(&server.owner).run(Arc::clone(&server.backend), stop.clone()));
-    Ok((server, Tasks { tracker, stop, pool }))
 }
 
 async fn finish_after(

@@ -1,6 +1,6 @@
 //! Lines of `authorized_keys`.
 
-use russh::keys::{PublicKey, ssh_key::authorized_keys::Entry};
+use russh::keys::PublicKey;
 
 /// Why a line can't be taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -15,10 +15,19 @@ pub enum KeyError {
 
 /// Reads one line: `type base64 comment`. Lines with options are refused by the option's name.
 pub fn parse_authorized_key(line: &str) -> Result<PublicKey, KeyError> {
-    let entry: Entry = line.trim().parse().map_err(|_| KeyError::Malformed)?;
-    let options = entry.config_opts().as_str();
-    if options.is_empty() {
-        return Ok(entry.public_key().clone());
+    let line = line.trim();
+    if let Ok(key) = PublicKey::from_openssh(line) {
+        return Ok(key);
+    }
+    // Options come first, then a type; spaces may stand in quotes.
+    let mut quoted = false;
+    let end = line.find(|c: char| {
+        quoted ^= c == '"';
+        c.is_whitespace() && !quoted
+    });
+    let Some((options, rest)) = end.map(|end| line.split_at(end)) else { return Err(KeyError::Malformed) };
+    if PublicKey::from_openssh(rest.trim_start()).is_err() {
+        return Err(KeyError::Malformed);
     }
     let first = options.split(['=', ',']).next().unwrap_or_default();
     Err(KeyError::Option(first.chars().take(40).collect()))

@@ -3,7 +3,7 @@
 //! Runs in a task of its own that outlives the SSH connection, so that a pod is deleted also when the client vanished.
 
 use super::{
-    Backend, Choice, Failure, Replica,
+    Backend, Failure, Tour,
     owner::Owner,
     phase::{Opened, Phase, Terms},
 };
@@ -62,19 +62,19 @@ struct Opening {
     deadline: Instant,
     begun: bool,
     terms: Option<Arc<Terms>>,
-    choice: Choice,
+    tour: Tour,
 }
 
 impl Login {
     /// Opens, waits for the client to go, closes. Never cancelled but by the process's end.
-    pub async fn run(self, backend: &dyn Backend, owner: &Arc<Owner>, metrics: &Metrics, replicas: Choice) {
+    pub async fn run(self, backend: &dyn Backend, owner: &Arc<Owner>, metrics: &Metrics) {
         let mut losses = owner.losses();
         let claim = owner.claim(self.id);
         let mut opening = Opening {
             deadline: Instant::now() + self.accept_timeout,
             begun: false,
             terms: None,
-            choice: replicas,
+            tour: Tour::default(),
         };
         let opened = tokio::select! {
             opened = self.open(backend, claim.owner_id(), &mut opening) => opened,
@@ -139,11 +139,8 @@ impl Login {
                 return Err(opening.error(failure.refusal()));
             }
             debug!(connection = %self.id, "opening goes on elsewhere: {failure}");
-            let again = failure.replica().is_none_or(|replica| opening.choice.avoid.contains(&replica));
-            opening.choice.avoid.extend(failure.replica());
-            if again {
-                // Every replica was tried, or none is known: from the start, but not at once.
-                opening.choice.avoid.clear();
+            // Every replica was tried, or none is known: from the start, but not at once.
+            if let Err(failure) = opening.tour.failed(failure) {
                 if Instant::now() + PAUSE >= opening.deadline {
                     return Err(opening.error(failure.refusal()));
                 }
@@ -167,7 +164,7 @@ impl Login {
             remote_address: self.remote.clone(),
             ..Default::default()
         };
-        let called = backend.open_connection(opening.choice.clone(), request).await;
+        let called = backend.open_connection(opening.tour.choice.clone(), request).await;
         opening.begun |= !matches!(called, Err(Failure::NoReplica | Failure::NotSent(..)));
         let (replica, mut events) = called?;
         while let Some(event) = events.next().await {
@@ -207,19 +204,17 @@ impl Login {
         }
         let pod_stop = opening.terms.as_ref().map_or_else(|| Terms::default().pod_stop, |terms| terms.pod_stop);
         let deadline = Instant::now() + pod_stop + GRACE;
-        let mut choice = Choice::default();
+        let mut tour = Tour::default();
         let closing = async {
             loop {
                 let request = v1::CloseConnectionRequest { connection_id: self.id.to_string() };
                 let left = deadline.saturating_duration_since(Instant::now());
-                match backend.close_connection(choice.clone(), request, left).await {
+                match backend.close_connection(tour.choice.clone(), request, left).await {
                     Ok((_, answer)) => return Ok(answer.pods_deleted),
                     Err(failure) if !failure.may_retry() => return Err(failure),
                     Err(failure) => {
-                        let again = failure.replica().is_none_or(|replica| choice.avoid.contains(&replica));
-                        choice.avoid.extend(failure.replica());
-                        if again {
-                            choice.avoid.clear();
+                        debug!(connection = %self.id, "closing goes on elsewhere: {failure}");
+                        if tour.failed(failure).is_err() {
                             sleep(PAUSE).await;
                         }
                     }
@@ -267,9 +262,4 @@ impl Opening {
     fn error(&self, refusal: v1::Refusal) -> OpenError {
         OpenError { refusal, terms: self.terms.clone(), begun: self.begun }
     }
-}
-
-/// The replica to try first for a new connection: none in particular.
-pub const fn anywhere() -> Choice {
-    Choice { prefer: None, avoid: Vec::<Replica>::new() }
 }

@@ -15,6 +15,7 @@ pub use phase::{Phase, Terms};
 use futures::{future::BoxFuture, stream::BoxStream};
 use podbay::v1;
 use std::{fmt, net::SocketAddr, time::Duration};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 /// One replica of the backend.
@@ -32,14 +33,45 @@ impl fmt::Display for Replica {
 pub struct Choice {
     /// This one, while it is healthy.
     pub prefer: Option<Replica>,
-    /// None of these, unless there are no others.
+    /// None of these.
     pub avoid: Vec<Replica>,
+}
+
+/// A call's way over the replicas, each once, and then perhaps again.
+#[derive(Debug, Default)]
+pub struct Tour {
+    /// For the next call.
+    pub choice: Choice,
+    last: Option<Failure>,
+}
+
+impl Tour {
+    /// Begins with a replica, while it is healthy.
+    pub fn preferring(replica: Replica) -> Self {
+        Self { choice: Choice { prefer: Some(replica), avoid: Vec::new() }, last: None }
+    }
+
+    /// A call has failed. `Ok` is to try another replica at once; `Err` that all were tried, with the last failure that
+    /// says something: the next call begins a new round.
+    pub fn failed(&mut self, failure: Failure) -> Result<(), Failure> {
+        match failure.replica() {
+            Some(replica) => {
+                self.choice.avoid.push(replica);
+                self.last = Some(failure);
+                Ok(())
+            }
+            None => {
+                self.choice.avoid.clear();
+                Err(self.last.clone().unwrap_or(failure))
+            }
+        }
+    }
 }
 
 /// Why a call gave no answer, or no good one.
 #[derive(Debug, Clone)]
 pub enum Failure {
-    /// No replica is known.
+    /// No replica is known, or all were to be avoided.
     NoReplica,
     /// The replica could not be reached; it knows nothing of the call.
     NotSent(Replica, Status),
@@ -116,6 +148,9 @@ pub type Answer<T> = Result<(Replica, T), Failure>;
 /// Frames from the backend. Ends after the last one; dropping it cancels the call.
 pub type Frames<T> = BoxStream<'static, Result<T, Failure>>;
 
+/// Frames to the backend, of one session.
+pub type Requests = ReceiverStream<v1::RunSessionRequest>;
+
 /// What the frontend asks of the backend. Each call goes to one replica and is not repeated here.
 ///
 /// Every future is cancel safe in this sense: dropping it cancels the call at the backend.
@@ -147,6 +182,6 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     fn run_session(
         &self,
         choice: Choice,
-        requests: BoxStream<'static, v1::RunSessionRequest>,
+        requests: Requests,
     ) -> BoxFuture<'_, Answer<Frames<v1::RunSessionResponse>>>;
 }

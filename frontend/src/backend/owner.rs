@@ -1,6 +1,6 @@
 //! The process as an owner of connections: one id, a lease that heartbeats renew, and the list of what it has.
 
-use super::{Backend, Choice, phase::Opened};
+use super::{Backend, Tour, phase::Opened};
 use bytes::Bytes;
 use podbay::{ConnectionId, OwnerId, v1};
 use std::{
@@ -26,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One call of it: a replica that hangs costs no more than this.
 const ONE_CALL: Duration = Duration::from_secs(3);
+
+/// Between rounds over the replicas.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Handles that one heartbeat has looked at, so that its message stays small.
 const HANDLES_A_BEAT: usize = 64;
@@ -197,21 +200,18 @@ impl Owner {
         within: Duration,
     ) -> Result<v1::HeartbeatResponse, Option<v1::Refusal>> {
         let deadline = Instant::now() + within;
-        let mut choice = Choice::default();
+        let mut tour = Tour::default();
         let mut last = None;
         let sending = async {
             loop {
-                match backend.heartbeat(choice.clone(), request.clone(), ONE_CALL).await {
+                match backend.heartbeat(tour.choice.clone(), request.clone(), ONE_CALL).await {
                     Ok((_, answer)) => return Ok(answer),
                     Err(failure) if !failure.may_retry() => return Err(failure.refusal()),
                     Err(failure) => {
                         debug!("heartbeat goes elsewhere: {failure}");
-                        last = Some(failure.refusal());
-                        let again = failure.replica().is_none_or(|replica| choice.avoid.contains(&replica));
-                        choice.avoid.extend(failure.replica());
-                        if again {
-                            choice.avoid.clear();
-                            sleep(Duration::from_millis(500)).await;
+                        if let Err(failure) = tour.failed(failure) {
+                            last = Some(failure.refusal());
+                            sleep(PAUSE).await;
                         }
                     }
                 }

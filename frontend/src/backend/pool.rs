@@ -1,13 +1,13 @@
 //! The replicas of the backend, kept by name resolution and health watch, and the calls on them.
 
 use super::{
-    Answer, Backend, Choice, Failure, Frames, Replica,
+    Answer, Backend, Choice, Failure, Frames, Replica, Requests,
     connector::{Security, never_sent, transport_broke},
     endpoint::{Endpoint, Health, Running},
 };
 use crate::metrics::Metrics;
 use arc_swap::ArcSwap;
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use podbay::v1::{
     self, connection_service_client::ConnectionServiceClient, session_service_client::SessionServiceClient,
 };
@@ -106,12 +106,12 @@ impl Pool {
         {
             return Some(Arc::clone(endpoint));
         }
-        // The best health there is, among those not to be avoided if there are any.
-        let rank = |endpoint: &Endpoint| (choice.avoid.contains(&endpoint.replica), endpoint.health());
-        let best = endpoints.values().map(|endpoint| rank(endpoint)).min()?;
-        let mut candidates: Vec<_> = endpoints.values().filter(|endpoint| rank(endpoint) == best).collect();
+        // The best health there is.
+        let allowed = || endpoints.values().filter(|endpoint| !choice.avoid.contains(&endpoint.replica));
+        let best = allowed().map(|endpoint| endpoint.health()).min()?;
+        let mut candidates: Vec<_> = allowed().filter(|endpoint| endpoint.health() == best).collect();
         // The less loaded of two random ones.
-        let first = candidates.swap_remove(rand::random_range(0..candidates.len()));
+        let first = candidates.swap_remove(rand::random_range(0..candidates.len().max(1)));
         let second = candidates.get(rand::random_range(0..candidates.len().max(1))).copied();
         let less = second.filter(|second| second.load() < first.load()).unwrap_or(first);
         Some(Arc::clone(less))
@@ -209,7 +209,7 @@ impl Backend for Pool {
     fn run_session(
         &self,
         choice: Choice,
-        requests: BoxStream<'static, v1::RunSessionRequest>,
+        requests: Requests,
     ) -> BoxFuture<'_, Answer<Frames<v1::RunSessionResponse>>> {
         async move {
             let since = Instant::now();

@@ -4,7 +4,7 @@ use super::{
     gate::Gated,
     handler::Callbacks,
     options::socket_options,
-    shared::{Conn, EndReason, Stage},
+    shared::{Conn, Stage},
 };
 use crate::{
     backend::{Phase, login::OWNER_LOST},
@@ -40,6 +40,7 @@ pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, per
     if let Err(error) = socket_options(&stream, &server.config.ssh) {
         debug!(connection = %conn.id, "socket options: {error}");
     }
+    let counted = Counted::new(&server, ConnectionState::Unauthenticated);
     let keyed_by = Instant::now() + server.config.frontend.handshake_timeout;
     let logged_in_by = Instant::now() + server.config.frontend.login_grace_time;
     let gated = Gated::new(stream, conn.gate.clone());
@@ -54,7 +55,7 @@ pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, per
     let handle = session.handle();
     let result = tokio::select! {
         result = &mut session => result,
-        () = supervise(&conn, &handle, keyed_by, logged_in_by, permit) => {
+        () = supervise(&conn, &handle, (keyed_by, logged_in_by), counted, permit) => {
             conn.gate.cut();
             session.await
         }
@@ -76,10 +77,16 @@ impl Drop for Ending {
 }
 
 /// Returns when the connection is to be cut.
-async fn supervise(conn: &Conn, handle: &Handle, keyed_by: Instant, logged_in_by: Instant, mut permit: Permit) {
+async fn supervise(
+    conn: &Conn,
+    handle: &Handle,
+    (keyed_by, logged_in_by): (Instant, Instant),
+    counted: Counted,
+    mut permit: Permit,
+) {
     let server = &conn.server;
     {
-        let _counted = Counted::new(server, ConnectionState::Unauthenticated);
+        let _counted = counted;
         let mut stage = conn.stage.subscribe();
         let login = async {
             let keyed = timeout_at(keyed_by, stage.wait_for(|stage| *stage >= Stage::Keyed)).await.is_ok();
@@ -104,17 +111,15 @@ async fn supervise(conn: &Conn, handle: &Handle, keyed_by: Instant, logged_in_by
     }
 }
 
-async fn ended(conn: &Conn) -> EndReason {
-    let mut end = conn.end.subscribe();
+async fn ended(conn: &Conn) -> String {
     tokio::select! {
-        Ok(reason) = end.wait_for(Option::is_some) => reason.clone().unwrap_or_else(|| EndReason(String::new())),
-        () = conn.lost.cancelled() => EndReason(OWNER_LOST.to_owned()),
-        text = conn.server.all_end() => EndReason(text.to_string()),
+        () = conn.lost.cancelled() => OWNER_LOST.to_owned(),
+        text = conn.server.all_end() => text.to_string(),
     }
 }
 
 /// Returns once the backend has failed and nobody is left to be told so in a session.
-async fn unusable(conn: &Conn) -> EndReason {
+async fn unusable(conn: &Conn) -> String {
     let mut phase = conn.phase.subscribe();
     let text = match phase.wait_for(|phase| matches!(phase, Phase::Failed(_))).await.as_deref() {
         Ok(Phase::Failed(text)) => text.to_string(),
@@ -123,13 +128,13 @@ async fn unusable(conn: &Conn) -> EndReason {
     loop {
         sleep(UNUSABLE).await;
         if conn.open_channels() == 0 {
-            return EndReason(text);
+            return text;
         }
     }
 }
 
 /// Tells the client why, if it still reads, and returns when it has had the time to.
-async fn farewell(handle: &Handle, EndReason(text): EndReason) {
+async fn farewell(handle: &Handle, text: String) {
     let _ = timeout(FAREWELL, async {
         let _ = handle.disconnect(Disconnect::ByApplication, text, String::new()).await;
         std::future::pending::<()>().await;
@@ -159,19 +164,19 @@ async fn watch_cap(conn: &Conn, handle: &Handle) -> Infallible {
 }
 
 /// Counts a connection in a state.
-struct Counted<'a> {
-    server: &'a Server,
+struct Counted {
+    server: Arc<Server>,
     state: ConnectionState,
 }
 
-impl<'a> Counted<'a> {
-    fn new(server: &'a Server, state: ConnectionState) -> Self {
+impl Counted {
+    fn new(server: &Arc<Server>, state: ConnectionState) -> Self {
         server.metrics.entered(state);
-        Self { server, state }
+        Self { server: Arc::clone(server), state }
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.server.metrics.left(self.state);
     }

@@ -33,10 +33,6 @@ pub enum Stage {
     LoggedIn,
 }
 
-/// Why we end a connection that the client has not ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EndReason(pub String);
-
 /// One SSH connection.
 #[derive(Debug)]
 pub struct Conn {
@@ -56,8 +52,6 @@ pub struct Conn {
     pub stage: watch::Sender<Stage>,
     /// What the backend has made of it.
     pub phase: watch::Sender<Phase>,
-    /// Set to end it, with a reason for the client.
-    pub end: watch::Sender<Option<EndReason>>,
     /// Cancelled when the client is gone.
     pub gone: CancellationToken,
     /// Cancelled when the process lost its claim on the connection.
@@ -81,7 +75,6 @@ impl Conn {
             capped: Notify::new(),
             stage: watch::Sender::new(Stage::Connected),
             phase: watch::Sender::new(Phase::Asking),
-            end: watch::Sender::new(None),
             gone: CancellationToken::new(),
             lost: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -124,17 +117,6 @@ impl Conn {
             self.capped.notify_one();
         }
         Ok(!taken.dropped)
-    }
-
-    /// Asks for the end of the connection; the first reason counts.
-    pub fn end(&self, reason: impl Into<String>) {
-        self.end.send_if_modified(|end| {
-            let first = end.is_none();
-            if first {
-                *end = Some(EndReason(reason.into()));
-            }
-            first
-        });
     }
 
     /// Session channels that are open now.

@@ -1,0 +1,57 @@
+//! The first frame of a session.
+
+use super::link::Link;
+use crate::backend::{Terms, phase::Opened};
+use bytes::Bytes;
+use podbay::{
+    SessionId,
+    v1::{self, run_session_request::Frame},
+};
+use podbay_frontend_core::{Program, Start, WindowSize};
+
+/// The size as the contract writes it.
+pub fn size(size: WindowSize) -> v1::WindowSize {
+    v1::WindowSize {
+        columns: size.columns.into(),
+        rows: size.rows.into(),
+        width_pixels: size.width.into(),
+        height_pixels: size.height.into(),
+    }
+}
+
+/// Open, for one attempt.
+pub fn frame(opened: &Opened, id: SessionId, attempt: u32, start: &Start, link: &Link) -> Frame {
+    let pty = start.pty.as_ref().map(|pty| v1::Pty {
+        term: pty.term.clone(),
+        size: Some(size(pty.size)),
+        modes: pty
+            .modes
+            .iter()
+            .map(|(opcode, value)| v1::TerminalMode { opcode: u32::from(*opcode), value: *value })
+            .collect(),
+    });
+    let program = match &start.program {
+        Program::Shell => v1::open::Program::Shell(v1::Shell {}),
+        Program::Exec(command) => v1::open::Program::Exec(v1::Exec { command: command.clone(), argv: Vec::new() }),
+        Program::Subsystem(name) => v1::open::Program::Subsystem(v1::Subsystem { name: name.clone() }),
+    };
+    Frame::Open(v1::Open {
+        handle: Bytes::clone(&opened.handle.load()),
+        session_id: id.to_string(),
+        attempt,
+        environment: start.env.clone().into_entries().into_iter().collect(),
+        pty,
+        program: Some(program),
+        stdout_credit: link.granted(),
+        stderr_credit: if start.pty.is_some() { 0 } else { link.granted() },
+        ..Default::default()
+    })
+}
+
+/// The name of a subsystem that the backend has said it does not have.
+pub fn unknown_subsystem<'a>(program: &'a Program, terms: &Terms) -> Option<&'a str> {
+    match program {
+        Program::Subsystem(name) if !terms.subsystems.is_empty() && !terms.subsystems.contains(name) => Some(name),
+        Program::Subsystem(_) | Program::Shell | Program::Exec(_) => None,
+    }
+}

@@ -1,0 +1,334 @@
+//! The frontend's deadlines towards the backend, in virtual time: each fires, and undoes what was begun.
+
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use podbay::{
+    ConnectionId,
+    v1::{self, open_connection_response::Event},
+};
+use podbay_frontend::{
+    Metrics,
+    backend::{
+        Answer, Backend, Choice, Failure, Frames, Phase, Replica, Requests,
+        login::Login,
+        owner::Owner,
+    },
+};
+use prometheus_client::registry::Registry;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+/// What one OpenConnection does.
+enum Opening {
+    /// Sends these events, then nothing more.
+    Events(Vec<Event>),
+    /// Fails at once.
+    Fails(Failure),
+    /// Sends these events, then breaks.
+    Breaks(Vec<Event>),
+}
+
+#[derive(Default)]
+struct State {
+    openings: VecDeque<Opening>,
+    opened: Vec<(Choice, String)>,
+    dropped: usize,
+    closings: VecDeque<Result<u32, Failure>>,
+    /// When, and with which deadline.
+    closed: Vec<(Instant, Duration)>,
+    beats: Vec<v1::HeartbeatRequest>,
+    beat_answers: VecDeque<Result<v1::HeartbeatResponse, Failure>>,
+}
+
+#[derive(Clone, Default)]
+struct Scripted(Arc<Mutex<State>>);
+
+impl std::fmt::Debug for Scripted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Scripted")
+    }
+}
+
+struct Dropped(Scripted);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.state().dropped += 1;
+    }
+}
+
+fn replica(n: u16) -> Replica {
+    Replica(([127, 0, 0, 1], n).into())
+}
+
+fn broken(n: u16) -> Failure {
+    Failure::Broken(replica(n), Status::unknown("reset"))
+}
+
+impl Scripted {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Backend for Scripted {
+    fn open_connection(
+        &self,
+        choice: Choice,
+        request: v1::OpenConnectionRequest,
+    ) -> BoxFuture<'_, Answer<Frames<v1::OpenConnectionResponse>>> {
+        let opening = {
+            let mut state = self.state();
+            state.opened.push((choice, request.connection_id));
+            state.openings.pop_front().unwrap_or(Opening::Fails(Failure::NoReplica))
+        };
+        let (events, breaks) = match opening {
+            Opening::Fails(failure) => return async { Err(failure) }.boxed(),
+            Opening::Events(events) => (events, false),
+            Opening::Breaks(events) => (events, true),
+        };
+        let dropped = Dropped(self.clone());
+        let events: Vec<_> =
+            events.into_iter().map(|event| Ok(v1::OpenConnectionResponse { event: Some(event) })).collect();
+        let end = if breaks {
+            stream::once(async { Err(broken(1)) }).boxed()
+        } else {
+            stream::once(async move {
+                let _dropped = dropped;
+                std::future::pending().await
+            })
+            .boxed()
+        };
+        async move { Ok((replica(1), stream::iter(events).chain(end).boxed())) }.boxed()
+    }
+
+    fn close_connection(
+        &self,
+        _: Choice,
+        _: v1::CloseConnectionRequest,
+        deadline: Duration,
+    ) -> BoxFuture<'_, Answer<v1::CloseConnectionResponse>> {
+        let mut state = self.state();
+        state.closed.push((Instant::now(), deadline));
+        match state.closings.pop_front() {
+            Some(Ok(pods_deleted)) => {
+                async move { Ok((replica(1), v1::CloseConnectionResponse { pods_deleted })) }.boxed()
+            }
+            Some(Err(failure)) => async move { Err(failure) }.boxed(),
+            None => std::future::pending().boxed(),
+        }
+    }
+
+    fn heartbeat(
+        &self,
+        _: Choice,
+        request: v1::HeartbeatRequest,
+        _: Duration,
+    ) -> BoxFuture<'_, Answer<v1::HeartbeatResponse>> {
+        let mut state = self.state();
+        state.beats.push(request);
+        let answer = state.beat_answers.pop_front().unwrap_or(Err(Failure::NoReplica));
+        async move { answer.map(|answer| (replica(1), answer)) }.boxed()
+    }
+
+    fn run_session(&self, _: Choice, _: Requests) -> BoxFuture<'_, Answer<Frames<v1::RunSessionResponse>>> {
+        async { Err(Failure::NoReplica) }.boxed()
+    }
+}
+
+fn accepted(seconds: i64) -> Event {
+    let timeout = Some(prost_types::Duration { seconds, nanos: 0 });
+    let timeouts = v1::Timeouts {
+        pod_start: timeout,
+        pod_stop: timeout,
+        command_start: timeout,
+        signal: timeout,
+        window: timeout,
+    };
+    Event::Accepted(v1::Accepted { timeouts: Some(timeouts), policy: None, mode: v1::ExecutionMode::Connection.into() })
+}
+
+fn opened() -> Event {
+    Event::Opened(v1::Opened { handle: b"handle"[..].into(), ..Default::default() })
+}
+
+/// A login under way.
+struct World {
+    backend: Scripted,
+    owner: Arc<Owner>,
+    phase: watch::Receiver<Phase>,
+    gone: CancellationToken,
+    lost: CancellationToken,
+    task: JoinHandle<()>,
+    began: Instant,
+}
+
+impl World {
+    fn new(openings: impl IntoIterator<Item = Opening>, closings: impl IntoIterator<Item = Result<u32, Failure>>) -> Self {
+        let backend = Scripted::default();
+        backend.state().openings.extend(openings);
+        backend.state().closings.extend(closings);
+        let (owner, phase) = (Owner::new(), watch::Sender::new(Phase::Asking));
+        let (gone, lost) = (CancellationToken::new(), CancellationToken::new());
+        let login = Login {
+            id: ConnectionId::from_bytes([7; 16]),
+            user: "alice".to_owned(),
+            remote: "192.0.2.1".to_owned(),
+            accept_timeout: Duration::from_secs(10),
+            phase: phase.clone(),
+            gone: gone.clone(),
+            lost: lost.clone(),
+        };
+        let receiver = phase.subscribe();
+        let (calls, claims) = (backend.clone(), Arc::clone(&owner));
+        let task = tokio::spawn(async move {
+            login.run(&calls, &claims, &Metrics::new(&mut Registry::default())).await;
+        });
+        Self { backend, owner, phase: receiver, gone, lost, task, began: Instant::now() }
+    }
+
+    /// Waits for the connection to fail. Returns why, and after how long.
+    async fn failure(&mut self) -> (String, Duration) {
+        let phase = self.phase.wait_for(|phase| matches!(phase, Phase::Failed(_))).await.expect("runs");
+        let Phase::Failed(text) = &*phase else { panic!("not failed") };
+        (text.to_string(), self.began.elapsed())
+    }
+
+    async fn ends(self) -> Scripted {
+        self.gone.cancel();
+        self.task.await.expect("no panic");
+        self.backend
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn accepting_has_a_deadline_and_what_may_have_begun_is_closed() {
+    let mut world = World::new([Opening::Events(vec![])], [Ok(0)]);
+    let (text, after) = world.failure().await;
+    assert!(text.starts_with("no backend has answered in time"), "{text}");
+    assert_eq!(after, Duration::from_secs(10));
+    let backend = world.ends().await;
+    let state = backend.state();
+    assert_eq!((state.dropped, state.closed.len()), (1, 1), "the stream is dropped, the connection closed, once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn opening_has_the_announced_deadline_and_a_little() {
+    let mut world = World::new([Opening::Events(vec![accepted(30)])], [Ok(1)]);
+    let (text, after) = world.failure().await;
+    assert!(text.contains("timeouts.podStart"), "{text}");
+    assert_eq!(after, Duration::from_secs(32));
+    let backend = world.ends().await;
+    let state = backend.state();
+    assert_eq!((state.dropped, state.closed.len()), (1, 1));
+    assert_eq!(state.closed[0].1, Duration::from_secs(32), "podStop, fresh, and a little");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_keeps_the_first_deadline_and_the_same_id() {
+    let breaks = || Opening::Breaks(vec![accepted(30)]);
+    let mut world = World::new([breaks(), breaks(), Opening::Events(vec![])], [Ok(1)]);
+    let (_, after) = world.failure().await;
+    assert_eq!(after, Duration::from_secs(32));
+    let backend = world.ends().await;
+    let state = backend.state();
+    assert_eq!(state.opened.len(), 3);
+    assert!(state.opened.iter().all(|(_, id)| *id == state.opened[0].1));
+    assert_eq!(state.opened[1].0.avoid, [replica(1)], "another replica");
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_is_tried_until_podstop_is_over_and_no_longer() {
+    let world = World::new([Opening::Events(vec![accepted(5), opened()])], [Err(broken(1)), Err(broken(2))]);
+    let mut phase = world.phase.clone();
+    phase.wait_for(|phase| matches!(phase, Phase::Open(_))).await.expect("opens");
+    tokio::time::sleep(Duration::from_hours(1)).await;
+    let before = Instant::now();
+    let backend = world.ends().await;
+    assert_eq!(before.elapsed(), Duration::from_secs(7));
+    assert_eq!(backend.state().closed.len(), 3, "two that broke, one that hangs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_goes_while_the_pod_starts_has_it_undone() {
+    let world = World::new([Opening::Events(vec![accepted(30)])], [Ok(1)]);
+    let mut phase = world.phase.clone();
+    phase.wait_for(|phase| matches!(phase, Phase::Starting { .. })).await.expect("starts");
+    let backend = world.ends().await;
+    let state = backend.state();
+    assert_eq!((state.dropped, state.closed.len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_never_sent_is_not_closed() {
+    let mut world = World::new([], []);
+    let (text, after) = world.failure().await;
+    assert!(text.starts_with("no backend can be reached"), "{text}");
+    assert!(after > Duration::from_secs(9) && after <= Duration::from_secs(10), "{after:?}");
+    let backend = world.ends().await;
+    let state = backend.state();
+    assert!(state.opened.len() > 10 && state.closed.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_that_comes_in_time_is_found() {
+    let nobody = || Opening::Fails(Failure::NoReplica);
+    let world = World::new([nobody(), nobody(), Opening::Events(vec![accepted(5), opened()])], [Ok(1)]);
+    let mut phase = world.phase.clone();
+    phase.wait_for(|phase| matches!(phase, Phase::Open(_))).await.expect("opens");
+    world.ends().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_final() {
+    let refusal = v1::Refusal::new(v1::Reason::Policy, "not for you").into_status();
+    let mut world = World::new([Opening::Fails(Failure::Answered(replica(1), refusal))], [Ok(0)]);
+    let (text, after) = world.failure().await;
+    assert!(text.starts_with("not for you [connection 0707"), "{text}");
+    assert_eq!(after, Duration::ZERO);
+    assert_eq!(world.ends().await.state().opened.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_keep_the_interval_renew_handles_and_notice_a_lost_lease() {
+    let world = World::new([Opening::Events(vec![accepted(5), opened()])], [Ok(1)]);
+    let mut phase = world.phase.clone();
+    let opened = match &*phase.wait_for(|phase| matches!(phase, Phase::Open(_))).await.expect("opens") {
+        Phase::Open(opened) => Arc::clone(opened),
+        other => panic!("{other:?}"),
+    };
+    let answer = v1::HeartbeatResponse {
+        interval: Some(prost_types::Duration { seconds: 20, nanos: 0 }),
+        lease_duration: None,
+        handles: vec![b"new handle"[..].into()],
+    };
+    let expired = v1::Refusal::new(v1::Reason::OwnerExpired, "gone").into_status();
+    world.backend.state().beat_answers.extend([Ok(answer), Err(Failure::Answered(replica(1), expired))]);
+    let (first, stop, began) = (world.owner.id(), CancellationToken::new(), Instant::now());
+    let beating = tokio::spawn(Arc::clone(&world.owner).run(Arc::new(world.backend.clone()), stop.clone()));
+    world.lost.cancelled().await;
+    assert_eq!(began.elapsed(), Duration::from_secs(25), "5 s, then what the backend said");
+    assert_eq!(opened.handle.load().as_ref().as_ref(), b"new handle");
+    assert!(matches!(&*phase.borrow_and_update(), Phase::Failed(_)), "no new session on it");
+    assert_ne!(world.owner.id(), first);
+    {
+        let state = world.backend.state();
+        assert_eq!(state.beats[0].connection_ids, [ConnectionId::from_bytes([7; 16]).to_string()]);
+        assert!(state.beats[0].complete && state.beats[0].owner_id == first.to_string());
+        assert_eq!(state.beats[1].handles, ["new handle"]);
+    }
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    {
+        let state = world.backend.state();
+        let last = state.beats.last().expect("beats");
+        assert!(last.connection_ids.is_empty() && last.owner_id == world.owner.id().to_string(), "{last:?}");
+    }
+    stop.cancel();
+    beating.await.expect("ends");
+    world.ends().await;
+}
