@@ -1,9 +1,6 @@
 //! The host key that the server makes for itself, once.
 
-use russh::keys::{
-    Algorithm, HashAlg, PrivateKey, decode_secret_key,
-    ssh_key::LineEnding,
-};
+use russh::keys::{Algorithm, HashAlg, PrivateKey, decode_secret_key, ssh_key::LineEnding};
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
@@ -63,7 +60,6 @@ pub fn kept(state_dir: &Path) -> Result<PrivateKey, HostKeyError> {
     let text = fs::read_to_string(&path).map_err(failed(&path))?;
     read(&path, &text)
 }
-
 
 fn read(path: &Path, text: &str) -> Result<PrivateKey, HostKeyError> {
     if fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o077 != 0) {

@@ -1,12 +1,7 @@
 //! The process: what all connections share, and its way from start to end.
 
 use crate::{
-    backend::{
-        Backend,
-        login::Login,
-        owner::Owner,
-        pool::Pool,
-    },
+    backend::{Backend, login::Login, owner::Owner, pool::Pool},
     config::{Config, HostKeys},
     hostkey::{self, HostKeyError},
     listen::{self, Bounds, Door},
@@ -23,11 +18,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{
-    net::TcpListener,
-    sync::watch,
-    time::timeout,
-};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 

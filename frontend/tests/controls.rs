@@ -187,10 +187,7 @@ async fn other_channels_are_refused_with_a_reason() {
     let one = client.channel_open_session().await.expect("opens");
     let two = client.channel_open_session().await.expect("opens");
     let refused = client.channel_open_session().await.expect_err("refused");
-    assert!(
-        matches!(&refused, russh::Error::ChannelOpenFailure(ChannelOpenFailure::ResourceShortage)),
-        "{refused:?}"
-    );
+    assert!(matches!(&refused, russh::Error::ChannelOpenFailure(ChannelOpenFailure::ResourceShortage)), "{refused:?}");
     one.close().await.expect("sends");
     let opened = timeout(PATIENCE, async {
         loop {

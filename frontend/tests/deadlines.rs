@@ -7,11 +7,7 @@ use podbay::{
 };
 use podbay_frontend::{
     Metrics,
-    backend::{
-        Answer, Backend, Choice, Failure, Frames, Phase, Replica, Requests,
-        login::Login,
-        owner::Owner,
-    },
+    backend::{Answer, Backend, Choice, Failure, Frames, Phase, Replica, Requests, login::Login, owner::Owner},
 };
 use prometheus_client::registry::Registry;
 use std::{
@@ -169,7 +165,10 @@ struct World {
 }
 
 impl World {
-    fn new(openings: impl IntoIterator<Item = Opening>, closings: impl IntoIterator<Item = Result<u32, Failure>>) -> Self {
+    fn new(
+        openings: impl IntoIterator<Item = Opening>,
+        closings: impl IntoIterator<Item = Result<u32, Failure>>,
+    ) -> Self {
         let backend = Scripted::default();
         backend.state().openings.extend(openings);
         backend.state().closings.extend(closings);

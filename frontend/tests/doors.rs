@@ -4,7 +4,10 @@ mod support;
 
 use podbay_frontend_core::Startups;
 use russh::client::AuthResult;
-use std::{sync::Arc, time::{Duration, Instant}};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use support::{PATIENCE, World, until, world::AnyServer};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -75,7 +78,9 @@ async fn garbage_is_cut_and_counted_and_nobody_notices() {
     let world = World::new().await;
     let mut child = world.ssh(&["host", "cat"]).with_stdin().spawn();
     until("a session runs", || world.script.lock().running == 1).await;
-    for garbage in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0xff; 4096], b"SSH-2.0-x\r\n\xff\xff\xff\xff\xff\xff\xff\xff"] {
+    for garbage in
+        [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0xff; 4096], b"SSH-2.0-x\r\n\xff\xff\xff\xff\xff\xff\xff\xff"]
+    {
         let mut stream = TcpStream::connect(world.address).await.expect("connects");
         let _ = stream.write_all(garbage).await;
         let _ = stream.shutdown().await;

@@ -4,7 +4,10 @@ mod support;
 
 use std::time::{Duration, Instant};
 use support::{PATIENCE, World, until};
-use tokio::{io::{AsyncReadExt as _, AsyncWriteExt as _}, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::timeout,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_replica_s_death_the_next_session_goes_to_another() {
@@ -87,7 +90,10 @@ async fn heartbeats_name_every_connection_and_the_end_is_told() {
     assert!(ending.elapsed() >= Duration::from_secs(2), "sessions were not waited for");
     let mut told = String::new();
     stderr.read_to_string(&mut told).await.expect("reads");
-    assert!(told.starts_with("podbay: the server is shutting down; this session ends in 2 s at the latest\n"), "{told}");
+    assert!(
+        told.starts_with("podbay: the server is shutting down; this session ends in 2 s at the latest\n"),
+        "{told}"
+    );
     let script = world.script.lock();
     assert_eq!(script.closed, [id]);
     assert!(script.heartbeats.last().expect("heartbeats").leaving);

@@ -43,9 +43,11 @@ mod tests {
     fn reads_keys_and_refuses_options() {
         let key = parse_authorized_key(KEY).expect("a key");
         assert_eq!(parse_authorized_key(&format!("  {KEY} me@here # x\n")).expect("a key").key_data(), key.key_data());
-        for (options, named) in
-            [("restrict", "restrict"), ("command=\"/bin/x # y\",no-pty", "command"), ("cert-authority", "cert-authority")]
-        {
+        for (options, named) in [
+            ("restrict", "restrict"),
+            ("command=\"/bin/x # y\",no-pty", "command"),
+            ("cert-authority", "cert-authority"),
+        ] {
             assert_eq!(parse_authorized_key(&format!("{options} {KEY}")), Err(KeyError::Option(named.to_owned())));
         }
         for wrong in ["", "ssh-ed25519", "ssh-ed25519 AAAA", "# comment", "no key"] {

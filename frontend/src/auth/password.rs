@@ -18,7 +18,9 @@ const DEFAULT_SHA_ROUNDS: u32 = 5000;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HashError {
     /// Perhaps a password in clear.
-    #[error("is no password hash: expected argon2 ($argon2id$…), bcrypt ($2b$…), SHA-512-crypt ($6$…) or SHA-256-crypt ($5$…)")]
+    #[error(
+        "is no password hash: expected argon2 ($argon2id$…), bcrypt ($2b$…), SHA-512-crypt ($6$…) or SHA-256-crypt ($5$…)"
+    )]
     Unknown,
     /// Recognised, but not well-formed.
     #[error("is a malformed {0} hash")]
@@ -128,7 +130,8 @@ pub mod tests {
     use super::*;
 
     /// Of "password", by `openssl passwd -6 -salt podbaytest password`.
-    pub const SHA512: &str = "$6$podbaytest$7cD6izFwe9pO5DxvnyUadk0Ja29snA//6iAVWQvxFDNmpLnU5EaPSVaT67gl3UOT.eXYZ45CnwtzwxrrbIsYe.";
+    pub const SHA512: &str =
+        "$6$podbaytest$7cD6izFwe9pO5DxvnyUadk0Ja29snA//6iAVWQvxFDNmpLnU5EaPSVaT67gl3UOT.eXYZ45CnwtzwxrrbIsYe.";
     /// `openssl passwd -5 -salt podbaytest password`
     const SHA256: &str = "$5$podbaytest$uUNYQ0qLwSMYEn/3KAItafZ5ZghxbhW7/ilV3n08GJ/";
 

@@ -179,9 +179,5 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     ) -> BoxFuture<'_, Answer<v1::HeartbeatResponse>>;
 
     /// Runs a program.
-    fn run_session(
-        &self,
-        choice: Choice,
-        requests: Requests,
-    ) -> BoxFuture<'_, Answer<Frames<v1::RunSessionResponse>>>;
+    fn run_session(&self, choice: Choice, requests: Requests) -> BoxFuture<'_, Answer<Frames<v1::RunSessionResponse>>>;
 }

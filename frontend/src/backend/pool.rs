@@ -206,11 +206,7 @@ impl Backend for Pool {
         .boxed()
     }
 
-    fn run_session(
-        &self,
-        choice: Choice,
-        requests: Requests,
-    ) -> BoxFuture<'_, Answer<Frames<v1::RunSessionResponse>>> {
+    fn run_session(&self, choice: Choice, requests: Requests) -> BoxFuture<'_, Answer<Frames<v1::RunSessionResponse>>> {
         async move {
             let since = Instant::now();
             let (replica, running) = self.begin(&choice)?;

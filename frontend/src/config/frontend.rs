@@ -2,10 +2,7 @@
 
 use crate::backend::pool::Addresses;
 use podbay_frontend_core::Startups;
-use podbay_runtime::{
-    config::Section,
-    tls,
-};
+use podbay_runtime::{config::Section, tls};
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 pub use crate::backend::connector::Security;
@@ -187,4 +184,3 @@ fn tls_client(mut section: Section, present: bool) -> Option<Security> {
     };
     Some(Security::Tls { config: Arc::clone(&config), name })
 }
-

@@ -19,9 +19,8 @@ use podbay_runtime::{
 const BACKENDS: [&str; 5] = ["kubernetes", "grpc", "ownership", "backend", "docker"];
 
 /// Sections that nobody has built yet.
-const NOT_BUILT: [&str; 10] = [
-    "security", "auth", "configserver", "audit", "geoip", "metrics", "health", "kuberun", "dockerrun", "sshproxy",
-];
+const NOT_BUILT: [&str; 10] =
+    ["security", "auth", "configserver", "audit", "geoip", "metrics", "health", "kuberun", "dockerrun", "sshproxy"];
 
 /// Everything the frontend is told.
 #[derive(Debug, Clone)]
@@ -119,9 +118,21 @@ kubernetes: {anything: goes}
         .expect_err("mistakes");
         let found = |needle: &str| mistakes.iter().any(|mistake| mistake.contains(needle));
         for needle in [
-            "ssh.listen", "arcfour", "nosuch", "ssh.serverVersion", "ssh.hostkeys", "NONSENSE", "clientAliveCountMax", "bannr",
-            "users[0].passwordHash", "command", "users[1].name", "frontend.backend.addresses", "/nonexistent/ca",
-            "frontend.drainTimeout", "security",
+            "ssh.listen",
+            "arcfour",
+            "nosuch",
+            "ssh.serverVersion",
+            "ssh.hostkeys",
+            "NONSENSE",
+            "clientAliveCountMax",
+            "bannr",
+            "users[0].passwordHash",
+            "command",
+            "users[1].name",
+            "frontend.backend.addresses",
+            "/nonexistent/ca",
+            "frontend.drainTimeout",
+            "security",
         ] {
             assert!(found(needle) || needle == "NONSENSE", "{needle} is not in {mistakes:#?}");
         }

@@ -58,7 +58,10 @@ impl SshConfig {
         let default = Self::default();
         let server_version = ssh.or("serverVersion", default.server_version);
         if !is_version(&server_version) {
-            ssh.mistake("serverVersion", "must be SSH-2.0- and a name of printable characters without space or -, at most 253 bytes");
+            ssh.mistake(
+                "serverVersion",
+                "must be SSH-2.0- and a name of printable characters without space or -, at most 253 bytes",
+            );
         }
         let banner: String = ssh.or("banner", String::new());
         if banner.len() > MAX_BANNER {
@@ -87,7 +90,8 @@ impl SshConfig {
 /// RFC 4253 section 4.2, as ContainerSSH checks it.
 fn is_version(text: &str) -> bool {
     let Some(rest) = text.strip_prefix("SSH-2.0-") else { return false };
-    let (software, comment) = rest.split_once(' ').map_or((rest, None), |(software, comment)| (software, Some(comment)));
+    let (software, comment) =
+        rest.split_once(' ').map_or((rest, None), |(software, comment)| (software, Some(comment)));
     let software_ok = !software.is_empty() && software.bytes().all(|c| c.is_ascii_graphic() && c != b'-');
     let comment_ok = comment.is_none_or(|comment| {
         !comment.is_empty() && comment.bytes().all(|c| c.is_ascii_alphanumeric() || b"- _.".contains(&c))
@@ -118,8 +122,7 @@ fn host_keys(ssh: &mut Section) -> HostKeys {
 }
 
 fn decode(text: &str) -> Result<PrivateKey, String> {
-    let key = decode_secret_key(text, None)
-        .map_err(|_| "is no private key in PEM, or has a passphrase".to_owned())?;
+    let key = decode_secret_key(text, None).map_err(|_| "is no private key in PEM, or has a passphrase".to_owned())?;
     if key.is_encrypted() { Err("has a passphrase".to_owned()) } else { Ok(key) }
 }
 

@@ -11,7 +11,7 @@ mod output;
 mod stdin;
 
 use crate::{
-    backend::{Choice, Failure, Phase, Tour, Terms, phase::Opened},
+    backend::{Choice, Failure, Phase, Terms, Tour, phase::Opened},
     metrics::SessionEnd,
     ssh::{Conn, Input, LateAnswer, Slot, signal_of},
 };
@@ -343,11 +343,7 @@ async fn run(
 }
 
 /// Takes every frame at once: what it leads to waits elsewhere.
-async fn read(
-    link: &Arc<Link>,
-    mut frames: crate::backend::Frames<v1::RunSessionResponse>,
-    output: &Output,
-) -> Ending {
+async fn read(link: &Arc<Link>, mut frames: crate::backend::Frames<v1::RunSessionResponse>, output: &Output) -> Ending {
     while let Some(frame) = frames.next().await {
         let frame = match frame {
             Ok(frame) => frame.frame,
@@ -391,11 +387,9 @@ async fn read(
 fn ending(exit: v1::Exit) -> Ending {
     match exit.end {
         Some(v1::exit::End::Code(code)) => Ending::Code(code),
-        Some(v1::exit::End::Signal(signal)) => Ending::Signal {
-            name: signal.name,
-            core_dumped: signal.core_dumped,
-            message: signal.message,
-        },
+        Some(v1::exit::End::Signal(signal)) => {
+            Ending::Signal { name: signal.name, core_dumped: signal.core_dumped, message: signal.message }
+        }
         Some(v1::exit::End::Lost(refusal)) => Ending::Lost(refusal.message),
         None => Ending::Lost("the backend did not say how the program ended".to_owned()),
     }

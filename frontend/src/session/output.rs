@@ -50,22 +50,12 @@ pub struct Output {
 
 impl Output {
     /// An output and its task.
-    pub fn new(
-        conn: &Arc<Conn>,
-        write: &Arc<ChannelWriteHalf<Msg>>,
-        pty: bool,
-        tasks: &mut JoinSet<()>,
-    ) -> Self {
+    pub fn new(conn: &Arc<Conn>, write: &Arc<ChannelWriteHalf<Msg>>, pty: bool, tasks: &mut JoinSet<()>) -> Self {
         let (items, queue) = mpsc::unbounded_channel();
         let (notes, broken) = (Arc::<AtomicUsize>::default(), CancellationToken::new());
         let bytes = conn.server.metrics.bytes(Direction::Output);
-        let writer = Writer {
-            write: Arc::clone(write),
-            queue,
-            batch: VecDeque::new(),
-            notes: Arc::clone(&notes),
-            bytes,
-        };
+        let writer =
+            Writer { write: Arc::clone(write), queue, batch: VecDeque::new(), notes: Arc::clone(&notes), bytes };
         let guard = broken.clone().drop_guard();
         tasks.spawn(async move {
             let _guard = guard;

@@ -3,11 +3,7 @@
 //! They run on the connection's only task, so they decide from memory and hand everything that takes time to tasks; the
 //! one thing that is awaited here is a password's hash, before the connection has any channel.
 
-use super::{
-    Conn, LateAnswer,
-    input::Input,
-    shared::Stage,
-};
+use super::{Conn, LateAnswer, input::Input, shared::Stage};
 use crate::{
     metrics::{Direction, Method, Turned},
     session::Session as Program,
@@ -349,10 +345,7 @@ impl Handler for Callbacks {
 
     async fn extended_data(&mut self, id: ChannelId, _: u32, data: &[u8], session: &mut Session) -> Result<(), Error> {
         let window = session.window_size(&id);
-        self.conn
-            .soft_stop()
-            .unwanted(id.number(), data.len(), window, Instant::now())
-            .map_err(|_| Error::Inconsistent)
+        self.conn.soft_stop().unwanted(id.number(), data.len(), window, Instant::now()).map_err(|_| Error::Inconsistent)
     }
 
     async fn window_adjusted(&mut self, _: ChannelId, _: u32, _: &mut Session) -> Result<(), Error> {
@@ -387,7 +380,8 @@ impl Handler for Callbacks {
         session: &mut Session,
     ) -> Result<(), Error> {
         // Opcodes that russh does not know arrive as 0.
-        let modes = modes.iter().filter(|(code, _)| *code != Pty::TTY_OP_END).map(|(code, value)| (*code as u8, *value));
+        let modes =
+            modes.iter().filter(|(code, _)| *code != Pty::TTY_OP_END).map(|(code, value)| (*code as u8, *value));
         let pty = PtyRequest {
             term: term.to_owned(),
             size: WindowSize::new(columns, rows, width, height),
@@ -408,7 +402,13 @@ impl Handler for Callbacks {
         self.request(id, Request::Unsupported, session)
     }
 
-    async fn env_request(&mut self, id: ChannelId, name: &str, value: &str, session: &mut Session) -> Result<(), Error> {
+    async fn env_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        value: &str,
+        session: &mut Session,
+    ) -> Result<(), Error> {
         self.request(id, Request::Env { name: name.to_owned(), value: value.to_owned() }, session)
     }
 

@@ -9,8 +9,8 @@ mod options;
 mod shared;
 
 pub(crate) use connection::serve;
-pub(crate) use handler::{Slot, signal_of};
 pub(crate) use gate::{Gate, Hold};
+pub(crate) use handler::{Slot, signal_of};
 pub(crate) use input::Input;
 pub(crate) use late::LateAnswer;
 pub(crate) use options::russh_config;

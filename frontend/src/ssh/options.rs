@@ -66,8 +66,10 @@ pub fn socket_options(stream: &TcpStream, ssh: &SshConfig) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(stream);
     let Some(interval) = ssh.client_alive_interval else { return Ok(()) };
-    let patience = interval.saturating_mul(u32::try_from(ssh.client_alive_count_max).unwrap_or(u32::MAX).saturating_add(1));
-    let keepalive = socket2::TcpKeepalive::new().with_time(interval).with_interval(interval.min(Duration::from_secs(15)));
+    let patience =
+        interval.saturating_mul(u32::try_from(ssh.client_alive_count_max).unwrap_or(u32::MAX).saturating_add(1));
+    let keepalive =
+        socket2::TcpKeepalive::new().with_time(interval).with_interval(interval.min(Duration::from_secs(15)));
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(patience.min(Duration::from_hours(24))))
 }

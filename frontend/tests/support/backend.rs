@@ -3,7 +3,8 @@
 
 use super::program;
 use podbay::v1::{
-    self, connection_service_server::{ConnectionService, ConnectionServiceServer},
+    self,
+    connection_service_server::{ConnectionService, ConnectionServiceServer},
     session_service_server::{SessionService, SessionServiceServer},
 };
 use std::{
@@ -14,7 +15,10 @@ use std::{
 use tokio::{net::TcpListener, runtime::Runtime, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming, transport::{Server, server::TcpIncoming}};
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Server, server::TcpIncoming},
+};
 
 /// What OpenConnection does.
 #[derive(Debug, Clone)]
@@ -95,7 +99,8 @@ impl Replica {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
         listener.set_nonblocking(true).expect("sets");
         let address = listener.local_addr().expect("an address");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         let service = Service { script: script.clone(), address };
         let tls = tls.map(|files| podbay_runtime::tls::server(&files.cert, &files.key, Some(&files.ca)).expect("TLS"));
         runtime.spawn(async move {
@@ -111,7 +116,8 @@ impl Replica {
             let served = match tls {
                 Some(tls) => {
                     let limits = podbay_runtime::tls::Limits::default();
-                    let incoming = podbay_runtime::tls::incoming(listener, tls, limits, CancellationToken::new(), |_, _| {});
+                    let incoming =
+                        podbay_runtime::tls::incoming(listener, tls, limits, CancellationToken::new(), |_, _| {});
                     server.serve_with_incoming(incoming).await
                 }
                 None => server.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await,
@@ -162,7 +168,11 @@ impl ConnectionService for Service {
             let wire = |d: Duration| prost_types::Duration::try_from(d).ok();
             let timeout = wire(script.timeouts);
             let timeouts = v1::Timeouts {
-                pod_start: timeout, pod_stop: timeout, command_start: timeout, signal: timeout, window: timeout,
+                pod_start: timeout,
+                pod_stop: timeout,
+                command_start: timeout,
+                signal: timeout,
+                window: timeout,
             };
             let policy = v1::Policy { subsystems: script.subsystems.clone(), max_sessions: 0 };
             let mode = v1::ExecutionMode::Connection.into();

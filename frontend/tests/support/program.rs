@@ -49,7 +49,12 @@ pub async fn run(script: Shared, address: SocketAddr, mut requests: Streaming<v1
     script.given_up += usize::from(!ended);
 }
 
-async fn session(script: &Shared, open: v1::Open, requests: &mut Streaming<v1::RunSessionRequest>, frames: &Frames) -> bool {
+async fn session(
+    script: &Shared,
+    open: v1::Open,
+    requests: &mut Streaming<v1::RunSessionRequest>,
+    frames: &Frames,
+) -> bool {
     let mut command = match &open.program {
         Some(Program::Exec(exec)) => exec.command.clone(),
         Some(Program::Shell(_)) => "exec sh".to_owned(),
@@ -63,11 +68,13 @@ async fn session(script: &Shared, open: v1::Open, requests: &mut Streaming<v1::R
         match words[0].as_str() {
             "@lost" => {
                 let refusal = lost(v1::Reason::StreamLost, "the stream to the program broke");
-                return start(frames, 0).await && send(frames, Frame::Exit(v1::Exit { end: Some(End::Lost(refusal)) })).await;
+                return start(frames, 0).await
+                    && send(frames, Frame::Exit(v1::Exit { end: Some(End::Lost(refusal)) })).await;
             }
             "@signal" => {
                 let signal = v1::ExitSignal { name: words[1].clone(), core_dumped: false, message: "gone".to_owned() };
-                return start(frames, 0).await && send(frames, Frame::Exit(v1::Exit { end: Some(End::Signal(signal)) })).await;
+                return start(frames, 0).await
+                    && send(frames, Frame::Exit(v1::Exit { end: Some(End::Signal(signal)) })).await;
             }
             "@refuse" => {
                 let refusal = lost(v1::Reason::CommandNotStarted, "no such program in the image");
@@ -155,7 +162,9 @@ async fn process(
     let pid = child.id().expect("a pid");
     let _group = Group(pid);
     let (mut to, out, err) = (
-        child.stdin.take().expect("stdin"), child.stdout.take().expect("stdout"), child.stderr.take().expect("stderr"),
+        child.stdin.take().expect("stdin"),
+        child.stdout.take().expect("stdout"),
+        child.stderr.take().expect("stderr"),
     );
     let mut incoming = Incoming::new(0, podbay::MAX_CREDIT);
     if !start(frames, incoming.granted()).await {

@@ -1,7 +1,10 @@
 //! Certificates of one test.
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// A CA and a certificate for `localhost` that serves both sides, as files.
 pub struct Files {
