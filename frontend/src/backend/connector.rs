@@ -82,7 +82,7 @@ fn too_slow(what: &str) -> io::Error {
 
 /// Whether the call that ended with this status never reached its peer.
 pub fn never_sent(status: &Status) -> bool {
-    causes(status).any(|cause| cause.is::<ConnectFailed>())
+    causes(status).any(<dyn std::error::Error + 'static>::is::<ConnectFailed>)
 }
 
 /// Whether the transport made this status; else the peer sent it.

@@ -65,6 +65,20 @@ struct Opening {
     tour: Tour,
 }
 
+/// Why one attempt at opening ended.
+enum Stopped {
+    /// The call or its stream failed.
+    Failed(Failure),
+    /// The deadline of the moment passed.
+    TooLate,
+}
+
+impl From<Failure> for Stopped {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
 impl Login {
     /// Opens, waits for the client to go, closes. Never cancelled but by the process's end.
     pub async fn run(self, backend: &dyn Backend, owner: &Arc<Owner>, metrics: &Metrics) {
@@ -130,10 +144,10 @@ impl Login {
         opening: &mut Opening,
     ) -> Result<Opened, OpenError> {
         loop {
-            let failure = match timeout_at(opening.deadline, self.attempt(backend, owner, opening)).await {
-                Ok(Ok(opened)) => return Ok(opened),
-                Ok(Err(failure)) => failure,
-                Err(_) => return Err(opening.error(opening.too_late())),
+            let failure = match self.attempt(backend, owner, opening).await {
+                Ok(opened) => return Ok(opened),
+                Err(Stopped::Failed(failure)) => failure,
+                Err(Stopped::TooLate) => return Err(opening.error(opening.too_late())),
             };
             if !failure.may_retry() {
                 return Err(opening.error(failure.refusal()));
@@ -149,13 +163,14 @@ impl Login {
         }
     }
 
-    /// One call. The stream is dropped on every way out, which asks for an unfinished start to be undone.
+    /// One call, each wait bounded by the deadline of the moment: Accepted moves it. The stream is dropped on every way
+    /// out, which asks for an unfinished start to be undone.
     async fn attempt(
         &self,
         backend: &dyn Backend,
         owner: podbay::OwnerId,
         opening: &mut Opening,
-    ) -> Result<Opened, Failure> {
+    ) -> Result<Opened, Stopped> {
         let user = v1::User { name: self.user.clone(), authenticated_name: String::new() };
         let request = v1::OpenConnectionRequest {
             connection_id: self.id.to_string(),
@@ -164,10 +179,15 @@ impl Login {
             remote_address: self.remote.clone(),
             ..Default::default()
         };
-        let called = backend.open_connection(opening.tour.choice.clone(), request).await;
-        opening.begun |= !matches!(called, Err(Failure::NoReplica | Failure::NotSent(..)));
+        // Until it is known that nothing was sent, something may have begun: also when time runs out meanwhile.
+        let begun_before = std::mem::replace(&mut opening.begun, true);
+        let call = backend.open_connection(opening.tour.choice.clone(), request);
+        let called = timeout_at(opening.deadline, call).await.map_err(|_| Stopped::TooLate)?;
+        if matches!(called, Err(Failure::NoReplica | Failure::NotSent(..))) {
+            opening.begun = begun_before;
+        }
         let (replica, mut events) = called?;
-        while let Some(event) = events.next().await {
+        while let Some(event) = timeout_at(opening.deadline, events.next()).await.map_err(|_| Stopped::TooLate)? {
             match event?.event {
                 Some(v1::open_connection_response::Event::Accepted(accepted)) => {
                     let terms = opening.accepted(accepted.into());
@@ -194,7 +214,7 @@ impl Login {
                 None => {}
             }
         }
-        Err(Failure::Broken(replica, tonic::Status::unavailable("the stream ended before Opened")))
+        Err(Failure::Broken(replica, tonic::Status::unavailable("the stream ended before Opened")).into())
     }
 
     /// Closes what may be open, with a fresh deadline, over the replicas.

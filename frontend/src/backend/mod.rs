@@ -54,16 +54,13 @@ impl Tour {
     /// A call has failed. `Ok` is to try another replica at once; `Err` that all were tried, with the last failure that
     /// says something: the next call begins a new round.
     pub fn failed(&mut self, failure: Failure) -> Result<(), Failure> {
-        match failure.replica() {
-            Some(replica) => {
-                self.choice.avoid.push(replica);
-                self.last = Some(failure);
-                Ok(())
-            }
-            None => {
-                self.choice.avoid.clear();
-                Err(self.last.clone().unwrap_or(failure))
-            }
+        if let Some(replica) = failure.replica() {
+            self.choice.avoid.push(replica);
+            self.last = Some(failure);
+            Ok(())
+        } else {
+            self.choice.avoid.clear();
+            Err(self.last.clone().unwrap_or(failure))
         }
     }
 }

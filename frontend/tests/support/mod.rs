@@ -14,7 +14,7 @@ pub use world::World;
 use std::time::Duration;
 
 /// A test fails rather than hang.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits for a condition.
 pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
