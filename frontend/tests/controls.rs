@@ -71,7 +71,7 @@ async fn signals_and_sizes_pass_a_program_that_reads_nothing() {
         let write = write.clone();
         async move { while write.data_bytes(vec![7; 32 * 1024]).await.is_ok() {} }
     });
-    until("the channel is stuck", || world.metric("stuck_channels", "") > 0.0).await;
+    until("the channel is stuck", || world.metric("stuck_channels", "") > 0).await;
     let before = Instant::now();
     write.window_change(100, 30, 0, 0).await.expect("sends");
     write.window_change(120, 40, 0, 0).await.expect("sends");

@@ -30,7 +30,7 @@ pub struct User {
 /// All users.
 #[derive(Debug, Clone)]
 pub struct Users {
-    users: Arc<HashMap<String, User>>,
+    by_name: Arc<HashMap<String, User>>,
     /// What an unknown user is checked against, in vain.
     decoy: Arc<User>,
     /// Hashes are slow on purpose, and some take much memory: so many at once.
@@ -45,7 +45,7 @@ impl Users {
             keys: users.values().map(|user| user.keys.clone()).max_by_key(Vec::len).unwrap_or_default(),
         };
         let at_once = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        Self { users: Arc::new(users), decoy: Arc::new(decoy), hashing: Arc::new(Semaphore::new(at_once)) }
+        Self { by_name: Arc::new(users), decoy: Arc::new(decoy), hashing: Arc::new(Semaphore::new(at_once)) }
     }
 
     /// Whether anybody has a password.
@@ -55,17 +55,17 @@ impl Users {
 
     /// How many users there are.
     pub fn len(&self) -> usize {
-        self.users.len()
+        self.by_name.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.users.is_empty()
+        self.by_name.is_empty()
     }
 
     /// The user, or the decoy, and whether it is the user.
     fn find(&self, name: &str) -> (&User, Choice) {
-        match self.users.get(name).filter(|_| name.len() <= MAX_NAME) {
+        match self.by_name.get(name).filter(|_| name.len() <= MAX_NAME) {
             Some(user) => (user, Choice::from(1)),
             None => (&self.decoy, Choice::from(0)),
         }

@@ -61,7 +61,7 @@ pub struct Endpoint {
     streams: Arc<AtomicUsize>,
     health: AtomicU8,
     /// The health watch; ends with the endpoint.
-    _watch: Mutex<JoinSet<()>>,
+    watchers: Mutex<JoinSet<()>>,
 }
 
 /// A stream of ours that runs at a replica; counted until dropped.
@@ -96,13 +96,13 @@ impl Endpoint {
             lanes: Mutex::default(),
             streams: Arc::default(),
             health: AtomicU8::new(Health::Unknown as u8),
-            _watch: Mutex::default(),
+            watchers: Mutex::default(),
         });
         let lanes = (0..connections.clamp(1, MAX_CONNECTIONS)).map(|_| endpoint.lane()).collect();
         *endpoint.lanes.lock().unwrap_or_else(PoisonError::into_inner) = lanes;
         let watched = Arc::downgrade(&endpoint);
         let channel = endpoint.lane().channel;
-        endpoint._watch.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
+        endpoint.watchers.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
             loop {
                 let Some(endpoint) = watched.upgrade() else { return };
                 drop(endpoint);

@@ -60,7 +60,7 @@ impl Config {
         let ssh = SshConfig::from_section(root.section("ssh"));
         let users = users::from_root(&mut root);
         let frontend = FrontendConfig::from_section(root.section("frontend"));
-        Some(Self { ssh: ssh?, users, frontend: frontend?, log })
+        Some(Self { ssh, users, frontend: frontend?, log })
     }
 }
 

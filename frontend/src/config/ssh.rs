@@ -54,7 +54,7 @@ impl Default for SshConfig {
 }
 
 impl SshConfig {
-    pub(super) fn from_section(mut ssh: Section) -> Option<Self> {
+    pub(super) fn from_section(mut ssh: Section) -> Self {
         let default = Self::default();
         let server_version = ssh.or("serverVersion", default.server_version);
         if !is_version(&server_version) {
@@ -75,7 +75,7 @@ impl SshConfig {
         if count == 0 {
             ssh.mistake("clientAliveCountMax", "must be at least 1");
         }
-        Some(Self {
+        Self {
             listen: ssh.or("listen", default.listen),
             server_version,
             banner,
@@ -83,7 +83,7 @@ impl SshConfig {
             algorithms: Algorithms::from_section(&mut ssh),
             client_alive_interval: (!interval.is_zero()).then_some(interval),
             client_alive_count_max: count,
-        })
+        }
     }
 }
 

@@ -226,7 +226,7 @@ impl Starting<'_> {
                     progress.clone().unwrap_or_else(|| "waiting for the pod to start".to_owned())
                 }
             };
-            let showing = self.show_at(&news, &shown);
+            let showing = self.show_at(&news, shown.as_ref());
             tokio::select! {
                 changed = phase.changed() => changed.map_err(|_| "the server is shutting down".to_owned())?,
                 () = sleep_until(showing.unwrap_or_else(Instant::now)), if showing.is_some() => {
@@ -239,8 +239,9 @@ impl Starting<'_> {
     }
 
     /// When to show this news; never twice.
-    fn show_at(&self, news: &str, shown: &Option<String>) -> Option<Instant> {
-        (shown.as_deref() != Some(news)).then_some(self.since + self.conn.server.config.frontend.progress_after)
+    fn show_at(&self, news: &str, shown: Option<&String>) -> Option<Instant> {
+        (shown.map(String::as_str) != Some(news))
+            .then_some(self.since + self.conn.server.config.frontend.progress_after)
     }
 
     /// One RunSession, up to Started.
@@ -264,7 +265,7 @@ impl Starting<'_> {
         let mut shown = None;
         let mut news: Option<String> = None;
         loop {
-            let showing = news.as_ref().and_then(|news| self.show_at(news, &shown));
+            let showing = news.as_ref().and_then(|news| self.show_at(news, shown.as_ref()));
             let frame = tokio::select! {
                 frame = frames.next() => frame,
                 () = self.answer.due() => {

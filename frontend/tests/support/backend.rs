@@ -95,7 +95,7 @@ pub struct Replica {
 
 impl Replica {
     /// Starts one; with TLS where files are given.
-    pub async fn start(script: &Shared, tls: Option<&super::tls::Files>) -> Self {
+    pub fn start(script: &Shared, tls: Option<&super::tls::Files>) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
         listener.set_nonblocking(true).expect("sets");
         let address = listener.local_addr().expect("an address");

@@ -99,7 +99,7 @@ impl World {
         let files = tls.then(|| Files::make(dir.path()));
         let mut running = Vec::new();
         for _ in 0..replicas {
-            running.push(Replica::start(&script, files.as_ref()).await);
+            running.push(Replica::start(&script, files.as_ref()));
         }
         let names = running.iter().map(|replica| replica.address.to_string()).collect();
         let security = files.map_or(Security::Plaintext, |files| Security::Tls {
@@ -147,14 +147,14 @@ impl World {
     }
 
     /// The sum of a metric's lines whose labels hold `label`.
-    pub fn metric(&self, name: &str, label: &str) -> f64 {
+    pub fn metric(&self, name: &str, label: &str) -> u64 {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("encodes");
         let matching = text.lines().filter(|line| {
             let line = line.strip_prefix("podbay_frontend_").unwrap_or_default();
             line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label)
         });
-        matching.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        matching.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
     }
 
     /// Ends the frontend softly and waits for it.
