@@ -1,1 +1,39 @@
-fn main() {}
+//! `podbay`: the demo, and (later) `check`, `migrate` and the gRPC client.
+
+mod demo;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// ssh into Kubernetes: each user lands in a pod of their own.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run frontend, backend and a small embedded Kubernetes in this process, and say how to ssh into it.
+    ///
+    /// Everything listens on loopback only, with fresh credentials. Pods of the embedded cluster are processes of
+    /// this machine and user: it isolates nobody. Ctrl-C ends all of it and leaves nothing behind.
+    Demo(demo::Arguments),
+}
+
+fn main() -> ExitCode {
+    // The embedded cluster starts its pods' supervisors from this very program; before any thread is there.
+    podbay_minicluster::helper::maybe_run();
+    let Arguments { command } = Arguments::parse();
+    let result = match command {
+        Command::Demo(arguments) => demo::main(arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("podbay: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

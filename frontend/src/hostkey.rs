@@ -30,10 +30,24 @@ pub enum HostKeyError {
     Make(String),
 }
 
+/// The server's own host key, kept in its state directory.
+pub fn kept(state_dir: &Path) -> Result<PrivateKey, HostKeyError> {
+    keep(&state_dir.join(NAME))
+}
+
+/// Makes sure that there is an Ed25519 key in this file, and returns its public half as an `authorized_keys` line.
+///
+/// # Errors
+/// Where the file can't be read or written, or holds something else.
+pub fn ensure_key(path: &Path) -> Result<String, HostKeyError> {
+    let line = keep(path)?.public_key().to_openssh();
+    line.map_err(|error| HostKeyError::Make(error.to_string()))
+}
+
 /// Reads the kept key, or makes one and keeps it, readable by this user alone. Two processes that start at once get the
 /// same key.
-pub fn kept(state_dir: &Path) -> Result<PrivateKey, HostKeyError> {
-    let path = state_dir.join(NAME);
+fn keep(path: &Path) -> Result<PrivateKey, HostKeyError> {
+    let (path, state_dir) = (path.to_owned(), path.parent().unwrap_or(Path::new(".")));
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |error| HostKeyError::Io { path, error }
@@ -47,7 +61,7 @@ pub fn kept(state_dir: &Path) -> Result<PrivateKey, HostKeyError> {
     let made = |error: russh::keys::ssh_key::Error| HostKeyError::Make(error.to_string());
     let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).map_err(made)?;
     let text = key.to_openssh(LineEnding::LF).map_err(made)?;
-    let draft = state_dir.join(format!(".{NAME}.{}", std::process::id()));
+    let draft = path.with_extension(format!("{}.new", std::process::id()));
     let _ = fs::remove_file(&draft);
     let written = write_new(&draft, text.as_bytes()).and_then(|()| match fs::hard_link(&draft, &path) {
         // Another process was faster: its key counts.

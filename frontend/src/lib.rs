@@ -14,6 +14,6 @@ mod session;
 mod ssh;
 
 pub use config::Config;
-pub use hostkey::HostKeyError;
+pub use hostkey::{HostKeyError, ensure_key};
 pub use metrics::Metrics;
 pub use server::{Parts, StartError, run};
