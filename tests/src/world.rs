@@ -1,0 +1,187 @@
+//! One Podbay, as one process or as several.
+
+use super::process::{Answered, Running, finish, processes_naming, program, wait_until};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, Config,
+    api::{DeleteParams, ListParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use std::{
+    collections::BTreeMap,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// How the parts run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setup {
+    /// `podbay demo`: all in one process.
+    Together,
+    /// A cluster, two backend replicas and a frontend, each a process, from configuration files.
+    Apart,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub struct World {
+    dir: tempfile::TempDir,
+    state: PathBuf,
+    parts: BTreeMap<&'static str, Running>,
+}
+
+impl World {
+    /// With the demo's own configuration, mode `connection`.
+    pub fn new(setup: Setup) -> Self {
+        Self::with(setup, "connection", |config| config)
+    }
+
+    /// With this mode, and the configuration changed before it is read ([`Setup::Apart`] only).
+    pub fn with(setup: Setup, mode: &str, change: impl Fn(String) -> String) -> Self {
+        let dir = tempfile::Builder::new().prefix("podbay-scenario-").tempdir().expect("a directory");
+        let state = dir.path().join("state");
+        let mut world = Self { dir, state, parts: BTreeMap::new() };
+        let mut demo = Command::new(program("podbay"));
+        demo.arg("demo").arg("--state-dir").arg(&world.state).args(["--mode", mode]);
+        match setup {
+            Setup::Together => {
+                let mut demo = Running::start("demo", &mut demo);
+                demo.says("ready\n");
+                world.parts.insert("demo", demo);
+            }
+            Setup::Apart => {
+                let written = finish(demo.arg("--files-only"), b"");
+                assert!(written.status.success(), "{written:?}");
+                world.start_apart(change);
+            }
+        }
+        world
+    }
+
+    fn start_apart(&mut self, change: impl Fn(String) -> String) {
+        let kubeconfig = self.state.join("kubeconfig");
+        let mut cluster = Command::new(program("podbay-minicluster"));
+        cluster.arg("--kubeconfig").arg(&kubeconfig).arg("--state-dir").arg(self.dir.path().join("cluster"));
+        let mut cluster = Running::start("cluster", cluster.args(["--backoff-ms", "50"]));
+        cluster.says("ready");
+        self.parts.insert("cluster", cluster);
+        let text = std::fs::read_to_string(self.state.join("podbay.yaml")).expect("a configuration");
+        let first = text.lines().find_map(|line| line.trim().strip_prefix("addresses: [\"")).expect("an address");
+        let first = first.trim_end_matches("\"]").to_owned();
+        let second = free_address();
+        let text = change(text.replace(&format!("[\"{first}\"]"), &format!("[\"{first}\", \"{second}\"]")));
+        std::fs::write(self.state.join("podbay.yaml"), &text).expect("writes");
+        let text = text.replace(&format!("listen: {first}"), &format!("listen: {second}"));
+        std::fs::write(self.state.join("second.yaml"), text).expect("writes");
+        self.start_part("backend", "podbay-backend", "podbay.yaml", &first);
+        self.start_part("backend-2", "podbay-backend", "second.yaml", &second);
+        let ssh = std::fs::read_to_string(self.ssh_config()).expect("ssh_config");
+        let port = ssh.lines().find_map(|line| line.trim().strip_prefix("Port ")).expect("a port");
+        self.start_part("frontend", "podbay-frontend", "podbay.yaml", &format!("127.0.0.1:{port}"));
+    }
+
+    fn start_part(&mut self, name: &'static str, bin: &str, config: &str, address: &str) {
+        let mut part = Running::start(name, Command::new(program(bin)).arg("--config").arg(self.state.join(config)));
+        let deadline = std::time::Instant::now() + super::PATIENCE;
+        while std::net::TcpStream::connect(address).is_err() {
+            assert!(part.is_running() && std::time::Instant::now() < deadline, "{name}: {}", part.said());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        self.parts.insert(name, part);
+    }
+
+    /// The client's configuration.
+    pub fn ssh_config(&self) -> PathBuf {
+        self.state.join("ssh_config")
+    }
+
+    /// A file of the scenario's own.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The state directory.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// One of the processes.
+    ///
+    /// # Panics
+    /// If there is no such part.
+    pub fn part(&self, name: &str) -> &Running {
+        &self.parts[name]
+    }
+
+    /// Takes a part out, to end it.
+    ///
+    /// # Panics
+    /// If there is no such part.
+    pub fn take(&mut self, name: &str) -> Running {
+        self.parts.remove(name).expect("that part")
+    }
+
+    /// The stock client, with these arguments before the host.
+    pub fn ssh(&self, options: &[&str]) -> Command {
+        let mut ssh = Command::new("ssh");
+        ssh.arg("-F").arg(self.ssh_config()).args(options).arg("demo");
+        ssh
+    }
+
+    /// Runs a command by the stock client.
+    #[track_caller]
+    pub fn run(&self, command: &str) -> Answered {
+        self.run_with(command, b"")
+    }
+
+    /// The same with this on its stdin.
+    #[track_caller]
+    pub fn run_with(&self, command: &str, stdin: &[u8]) -> Answered {
+        finish(self.ssh(&[]).arg(command), stdin)
+    }
+
+    /// Names of the pods there are now.
+    pub fn pods(&self) -> Vec<String> {
+        self.on_cluster(async |pods| {
+            let list = pods.list(&ListParams::default()).await.expect("lists");
+            list.items.into_iter().filter_map(|pod| pod.metadata.name).collect()
+        })
+    }
+
+    /// Deletes a pod with a grace period of one second, as `kubectl delete --now` does.
+    pub fn deletes(&self, pod: &str) {
+        self.on_cluster(async |pods| {
+            pods.delete(pod, &DeleteParams::default().grace_period(1)).await.expect("deletes");
+        });
+    }
+
+    fn on_cluster<T>(&self, what: impl AsyncFnOnce(Api<Pod>) -> T) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let kubeconfig = Kubeconfig::read_from(self.state.join("kubeconfig")).expect("a kubeconfig");
+            let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+            let client = Client::try_from(config.expect("a configuration")).expect("a client");
+            what(Api::namespaced(client, "default")).await
+        })
+    }
+
+    /// Ends everything in order and sees that nothing is left: no pod, no process, no file.
+    #[track_caller]
+    pub fn ends_clean(mut self) {
+        wait_until("no pod is left", || self.pods().is_empty());
+        for name in ["demo", "frontend", "backend", "backend-2", "cluster"] {
+            if let Some(part) = self.parts.remove(name) {
+                part.stop();
+            }
+        }
+        let dir = self.dir.path().to_owned();
+        wait_until("no process is left", || processes_naming(&dir).is_empty());
+        assert!(!self.state.join("pods").exists(), "pods' files are left");
+    }
+}
+
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+    listener.local_addr().expect("an address").to_string()
+}
