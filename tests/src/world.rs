@@ -156,13 +156,26 @@ impl World {
         });
     }
 
+    /// Tells the embedded cluster of a fault, as docs/minicluster.md writes them ([`Setup::Apart`] only).
+    pub fn fault(&self, fault: &str) {
+        let request = http::Request::post("/minicluster/faults").header("content-type", "application/json");
+        let request = request.body(fault.as_bytes().to_vec()).expect("a request");
+        self.with_client(async |client| {
+            client.request_text(request).await.expect("the fault is taken");
+        });
+    }
+
     fn on_cluster<T>(&self, what: impl AsyncFnOnce(Api<Pod>) -> T) -> T {
+        self.with_client(async |client| what(Api::namespaced(client, "default")).await)
+    }
+
+    fn with_client<T>(&self, what: impl AsyncFnOnce(Client) -> T) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
             let kubeconfig = Kubeconfig::read_from(self.state.join("kubeconfig")).expect("a kubeconfig");
             let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
             let client = Client::try_from(config.expect("a configuration")).expect("a client");
-            what(Api::namespaced(client, "default")).await
+            what(client).await
         })
     }
 
