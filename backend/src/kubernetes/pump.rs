@@ -9,7 +9,6 @@ use bytes::Bytes;
 use futures::{Sink, SinkExt as _, Stream, StreamExt as _};
 use podbay_backend_core::cluster::{Input, Output, StreamEnd, Streams};
 use std::{
-    fmt::Display,
     pin::pin,
     sync::{
         Arc,
@@ -21,7 +20,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval, timeout},
 };
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Frames of output under way to their consumer: 8 × 32 KiB.
@@ -38,10 +37,9 @@ const LINGER: Duration = Duration::from_secs(2);
 const MAX_STATUS: usize = 64 * 1024;
 
 /// Starts both tasks.
-pub(super) fn run<S, E>(socket: S, half_close: bool, tasks: &TaskTracker) -> Streams
+pub(super) fn run<S>(socket: S, half_close: bool, tasks: &TaskTracker) -> Streams
 where
-    S: Stream<Item = Result<Message, E>> + Sink<Message, Error = E> + Send + 'static,
-    E: Display + Send + 'static,
+    S: Stream<Item = Result<Message, tungstenite::Error>> + Sink<Message, Error = tungstenite::Error> + Send + 'static,
 {
     let (output_in, output) = mpsc::channel(OUTPUT_QUEUE);
     let (input, input_out) = mpsc::channel(INPUT_QUEUE);
@@ -79,8 +77,8 @@ impl Owed {
 }
 
 /// Reads until the end. `None` where the consumer is gone.
-async fn read<E: Display>(
-    stream: impl Stream<Item = Result<Message, E>>,
+async fn read(
+    stream: impl Stream<Item = Result<Message, tungstenite::Error>>,
     output: &mpsc::Sender<Output>,
     owed: &Owed,
 ) -> Option<StreamEnd> {
@@ -104,7 +102,7 @@ async fn read<E: Display>(
             }
             (Err(_), None) => continue,
             (Ok(None), None) => return Some(StreamEnd::Lost("the connection ended without a status".to_owned())),
-            (Ok(Some(Err(error))), None) => return Some(StreamEnd::Lost(format!("the connection broke: {error}"))),
+            (Ok(Some(Err(error))), None) => return Some(StreamEnd::Lost(broke(&error))),
         };
         let data = match message {
             Message::Binary(data) => data,
@@ -153,7 +151,7 @@ struct Writer {
 }
 
 /// Writes until `stop`, or until the connection takes no more (the reader says why).
-async fn write<E>(sink: impl Sink<Message, Error = E>, mut writer: Writer, stop: CancellationToken) {
+async fn write(sink: impl Sink<Message, Error = tungstenite::Error>, mut writer: Writer, stop: CancellationToken) {
     let mut sink = pin!(sink);
     let work = async {
         let mut pings = interval(PING);
@@ -198,7 +196,7 @@ async fn write<E>(sink: impl Sink<Message, Error = E>, mut writer: Writer, stop:
             sink.send(Message::Binary(message)).await?;
         }
         #[allow(unreachable_code)]
-        Ok::<(), E>(())
+        Ok::<(), tungstenite::Error>(())
     };
     tokio::select! {
         () = stop.cancelled() => {}
@@ -208,4 +206,15 @@ async fn write<E>(sink: impl Sink<Message, Error = E>, mut writer: Writer, stop:
     }
     // Polite where it costs nothing; the socket closes either way.
     let _ = timeout(LINGER, sink.close()).await;
+}
+
+/// For the user: an end without the peer's farewell is the common case (an API server that died), and rustls' words for it are
+/// for programmers.
+fn broke(error: &tungstenite::Error) -> String {
+    match error {
+        tungstenite::Error::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            "the Kubernetes API server closed the connection".to_owned()
+        }
+        error => format!("the connection to the Kubernetes API server broke: {error}"),
+    }
 }
