@@ -130,7 +130,7 @@ fn a_pod_that_goes_slowly_holds_nobody_up() {
 #[test]
 fn a_broken_stream_is_never_a_success() {
     let world = world("podStart: 30s");
-    for how in ["cut", "noStatus"] {
+    for how in ["cut", "noStatus", "falseSuccess"] {
         let mut client = world.ssh(&[]);
         let client = client.arg("echo up; sleep 1000").stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut client = client.spawn().expect("starts");

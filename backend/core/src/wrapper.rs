@@ -8,6 +8,7 @@
 //!
 //! This module owns the text and its encoding; who runs it and reads the marks is [`crate::session`].
 
+use crate::cluster::StreamEnd;
 use bytes::{Bytes, BytesMut};
 use std::fmt::Write as _;
 
@@ -23,6 +24,23 @@ const MAX_ARGUMENTS: usize = 4096;
 
 /// The longest line of a preamble. A terminal in canonical mode takes 4095 bytes; less keeps clear of that.
 const LINE: usize = 1000;
+
+/// What an exec'd script ends with where its program ended with 0; and it ends with 0 where the program ended with this.
+///
+/// A Status of Success may be false: where the kubelet dies, the API server takes an error stream without a word for one.
+/// A failure can't be made up in that way, so the one that matters is told as a failure ([`true_end`]).
+pub const ZERO: u8 = 213;
+
+/// What became of a program whose script (started by [`for_exec`]) ended like this.
+pub fn true_end(end: StreamEnd) -> StreamEnd {
+    match end {
+        StreamEnd::ExitCode(ZERO) => StreamEnd::Success,
+        StreamEnd::Success => StreamEnd::Lost(format!(
+            "the API server reported a success that did not come from the program (or it ended with status {ZERO})"
+        )),
+        StreamEnd::ExitCode(_) | StreamEnd::Failed { .. } | StreamEnd::Lost(_) => end,
+    }
+}
 
 /// The most output that is thrown away before the mark: the terminal's echo of a preamble (64 KiB of environment and
 /// 128 KiB of command, at most five characters for a byte, twice for `^X` echoes).

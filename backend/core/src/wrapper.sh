@@ -17,4 +17,9 @@ esac; done;; esac
 printf %s "$_podbay_k." || exit 125
 exec 3>&2 2>/dev/null
 (exec "$@" 2>&3 3>&-)
-exit
+_podbay_s=$?
+case $_podbay_w$_podbay_s in
+0|r0) exit 213;;
+213|r213) exit 0;;
+esac
+exit "$_podbay_s"

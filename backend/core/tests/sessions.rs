@@ -18,6 +18,7 @@ use podbay_backend_core::{
     ownership::Leases,
     session::{Opening, Report, Sessions},
     template,
+    wrapper::ZERO,
 };
 use podbay_runtime::config::Document;
 use std::{sync::Arc, time::Duration};
@@ -346,7 +347,7 @@ async fn a_large_environment_goes_by_the_preamble_and_its_echo_stays_unseen() {
             program.say("^echo^").await;
             program.say(&nonce[..10]).await;
             program.say(&format!("{}.out", &nonce[10..])).await;
-            StreamEnd::Success
+            StreamEnd::ExitCode(ZERO)
         }
         .boxed()
     });
@@ -354,6 +355,24 @@ async fn a_large_environment_goes_by_the_preamble_and_its_echo_stays_unseen() {
     open.environment.insert("BIG".into(), "x".repeat(60_000));
     let all = world.open(&open).all().await;
     assert_eq!((all.stdout.as_slice(), all.exit), (&b"out"[..], Some(End::Code(0))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_that_the_wrapper_has_not_told_is_lost() {
+    let world = World::connection().await;
+    world.runs(|program| {
+        async move {
+            let nonce = program.argv()[4].clone();
+            program.say(&format!("{nonce}.out")).await;
+            // What an API server makes of a kubelet's death.
+            StreamEnd::Success
+        }
+        .boxed()
+    });
+    let all = world.open(&shell()).all().await;
+    assert_eq!(all.stdout, b"out");
+    let Some(End::Lost(refusal)) = all.exit else { panic!("not lost: {:?}", all.exit) };
+    assert_eq!(refusal.reason(), Reason::StreamLost);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,9 @@
 //! The wrapper in the real shells of this machine: dash, bash and busybox ash, where they are installed.
 
-use podbay_backend_core::wrapper::{Nonce, Program, Wrapped, for_container, for_exec};
+use podbay_backend_core::{
+    cluster::StreamEnd,
+    wrapper::{Nonce, Program, Wrapped, ZERO, for_container, for_exec, true_end},
+};
 use proptest::prelude::*;
 use std::{
     fs::File,
@@ -8,7 +11,7 @@ use std::{
     os::fd::OwnedFd,
     os::unix::process::{CommandExt, ExitStatusExt},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -71,8 +74,22 @@ fn run(shell: (&str, &str), wrapped: &Wrapped, nonce: &Nonce, stdin: &[u8], quie
     });
     output.read_to_end(&mut stdout).expect("stdout");
     writer.join().expect("written");
-    let code = child.wait().expect("it ends").code();
+    let status = child.wait().expect("it ends");
+    let code = if quiet { status.code() } else { told(status) };
     Ran { stdout, stderr: errors.join().expect("read"), code }
+}
+
+/// What the session engine makes of an exec'd script's end.
+fn told(status: ExitStatus) -> Option<i32> {
+    let end = match u8::try_from(status.code()?).expect("a status") {
+        0 => StreamEnd::Success,
+        code => StreamEnd::ExitCode(code),
+    };
+    match true_end(end) {
+        StreamEnd::Success => Some(0),
+        StreamEnd::ExitCode(code) => Some(code.into()),
+        StreamEnd::Failed { .. } | StreamEnd::Lost(_) => None,
+    }
 }
 
 /// Reads until the mark; gives what follows it.
@@ -150,7 +167,7 @@ fn a_hundred_kib_of_environment_and_the_stdin_behind_it_are_whole() {
 #[test]
 fn the_status_is_the_programs() {
     let nonce = Nonce::new([5; 16]);
-    let cases: [(&[&str], i32, &str); 8] = [
+    let cases: [(&[&str], i32, &str); 9] = [
         (&["/bin/sh", "-c", "exit 7"], 7, ""),
         (&["/bin/sh", "-c", "exit 255"], 255, ""),
         (&["/bin/sh", "-c", "kill -9 $$"], 137, ""),
@@ -159,6 +176,7 @@ fn the_status_is_the_programs() {
         (&["/bin/sh", "-c", "trap : INT; for s in INT QUIT TERM HUP; do kill -$s $PPID; done; exit 9"], 9, ""),
         (&["/nonexistent/program"], 127, "not found"),
         (&["/etc/passwd"], 126, "ermission denied"),
+        (&["/bin/sh", "-c", "exit 0"], 0, ""),
         // A shell's builtin of that name is not the program.
         (&["exit", "3"], 127, "not found"),
     ];
@@ -171,6 +189,31 @@ fn the_status_is_the_programs() {
             let missing = ran.stderr.contains("No such file");
             assert!(ran.stderr.contains(stderr) || missing, "{shell:?} {argv:?}: {}", ran.stderr);
             assert_eq!(ran.stderr.is_empty(), stderr.is_empty(), "{shell:?} {argv:?}: {}", ran.stderr);
+        }
+    }
+}
+
+/// A Status of Success can be false, so no program's own 0 is told by one; the one status that is says that it isn't known.
+#[test]
+fn a_success_is_told_as_a_failure_and_the_other_way_round() {
+    let nonce = Nonce::new([5; 16]);
+    for shell in shells() {
+        for (code, raw, meant) in [(0, i32::from(ZERO), Some(0)), (i32::from(ZERO), 0, None), (1, 1, Some(1))] {
+            for long in [false, true] {
+                let argv = strings(&["/bin/sh", "-c", &format!("exit {code}")]);
+                let environment = [("A".to_owned(), "x".repeat(if long { 5000 } else { 1 }))];
+                let program = Program { argv: &argv, environment: &environment, size: None };
+                let exec = for_exec(program, &nonce).expect("valid");
+                assert_eq!(exec.preamble.is_some(), long);
+                assert_eq!(run(shell, &exec, &nonce, b"", false).code, meant, "{shell:?} {code}");
+                // What stands in a pod's status is the program's own.
+                let container = for_container(program, &nonce).expect("valid");
+                assert_eq!(run(shell, &container, &nonce, b"", true).code, Some(code), "{shell:?} {code}");
+                if !long {
+                    let status = command(shell, &exec).stdout(Stdio::null()).status().expect("ends");
+                    assert_eq!(status.code(), Some(raw), "{shell:?} {code}");
+                }
+            }
         }
     }
 }
@@ -225,7 +268,7 @@ fn outputs_stay_open_until_the_program_ends_and_no_longer() {
         end.recv_timeout(PATIENCE).expect("stdout ends with the program, though a child of it lives");
         assert!(began.elapsed() < Duration::from_secs(25));
         assert_eq!(reader.join().expect("read"), b"");
-        assert_eq!(child.wait().expect("ends").code(), Some(0), "{shell:?}");
+        assert_eq!(told(child.wait().expect("ends")), Some(0), "{shell:?}");
         let pid = std::fs::read_to_string(file.path()).expect("a pid");
         assert!(Command::new("kill").arg(pid.trim()).status().expect("kill").success());
     }
@@ -290,7 +333,8 @@ fn on_a_terminal_the_first_command_sees_size_and_environment_and_no_echo() {
                 let rest = read_to(&mut terminal.master, &mut nonce.runs(), first);
                 let shown = terminal.rest(rest);
                 assert_eq!(shown, format!("33 101\r\nxterm {}\r\n0\r\n", long_value.len()), "{shell:?}");
-                assert_eq!(terminal.child.wait().expect("ends").code(), Some(0));
+                let status = terminal.child.wait().expect("ends");
+                assert_eq!(if container { status.code() } else { told(status) }, Some(0));
             }
         }
     }

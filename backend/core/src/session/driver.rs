@@ -11,6 +11,7 @@ use crate::{
     cluster::{Output, StreamEnd, Streams},
     config::Mode,
     handle::Contents,
+    wrapper::true_end,
 };
 use futures::{Stream, StreamExt as _};
 use podbay::v1::{self, AgentLevel, Reason, Refusal, exit::End};
@@ -120,7 +121,7 @@ impl Sessions {
             let text = "the program was not started in time (timeouts.commandStart)";
             Stop::Refused(Refusal::new(Reason::CommandStartTimeout, text))
         };
-        let Running { mut streams, pod, own_pod, stdout, stderr, warning } = started.map_err(late)??;
+        let Running { mut streams, pod, own_pod, stdout, stderr, warning, wrapped } = started.map_err(late)??;
         drop(news);
         driver.machine.started(v1::Started {
             agent_level: AgentLevel::None.into(),
@@ -136,14 +137,17 @@ impl Sessions {
         if let Some(size) = opening.size {
             streams.size.send_replace(Some(size));
         }
-        let end = driver.pump(&mut streams).await?;
+        let end = match (driver.pump(&mut streams).await?, contents.mode()) {
+            (end, Mode::Connection) if wrapped => true_end(end),
+            // An attach's Status speaks of the streaming only, and the pod keeps the program's own.
+            (end, Mode::Connection | Mode::Session) => end,
+        };
         drop(streams);
         driver.machine.discard_input();
         let cluster = &**self.lifecycle.cluster();
         let ending = async {
             match (contents.mode(), of_exec(&end)) {
                 (Mode::Connection, Some(exit)) => exit,
-                // An attach's Status speaks of the streaming only.
                 (Mode::Session, Some(_)) => read_exit(cluster, &pod, &contents.console, timeouts.pod_stop).await,
                 (_, None) => of_gone(&cluster.get_pod(&pod).await, &contents.console, &end),
             }

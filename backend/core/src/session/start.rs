@@ -36,6 +36,8 @@ pub(super) struct Running {
     pub stderr: Vec<Bytes>,
     /// For the user; may be empty.
     pub warning: String,
+    /// Whether the stream's end is the wrapper's ([`wrapper::true_end`]).
+    pub wrapped: bool,
 }
 
 /// A pod of one program: deleted, under a fresh `podStop`, when this is dropped.
@@ -230,12 +232,12 @@ fn image_of(base: &Pod, console: &str) -> String {
 fn running(marked: Marked, pod: PodRef, own_pod: Option<OwnPod>) -> Running {
     let Marked { streams, stdout, stderr } = marked;
     let warning = if streams.half_close { String::new() } else { NO_EOF.to_owned() };
-    Running { streams, pod, own_pod, stdout, stderr, warning }
+    Running { streams, pod, own_pod, stdout, stderr, warning, wrapped: true }
 }
 
 fn bare(streams: Streams, pod: PodRef, own_pod: Option<OwnPod>, warning: &str) -> Running {
     let warning = if streams.half_close { warning.to_owned() } else { format!("{warning}; {NO_EOF}") };
-    Running { streams, pod, own_pod, stdout: Bytes::new(), stderr: Vec::new(), warning }
+    Running { streams, pod, own_pod, stdout: Bytes::new(), stderr: Vec::new(), warning, wrapped: false }
 }
 
 /// Until the wrapper says that it starts the program. No byte of the client's goes in before.
