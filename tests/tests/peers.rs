@@ -1,0 +1,53 @@
+//! Clients other than OpenSSH: paramiko and AsyncSSH (which wait for every answer), and a gRPC client in Python that has
+//! nothing but the `.proto` files. `tests/peers/environment` makes their Python environment.
+
+use podbay_tests::{PATIENCE, Setup, World};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The Python of the peers' environment; made here where `tests/run` has not.
+fn python() -> PathBuf {
+    static MADE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    MADE.get_or_init(|| {
+        let made = Command::new(root().join("peers/environment")).stderr(Stdio::inherit()).output().expect("runs");
+        assert!(made.status.success(), "no Python environment: see above");
+        PathBuf::from(String::from_utf8(made.stdout).expect("a path").trim())
+    })
+    .clone()
+}
+
+fn passes(script: &str, more: &[&Path]) {
+    let world = World::new(Setup::Apart);
+    let began = Instant::now();
+    let mut command = Command::new(python());
+    command.arg(root().join("peers").join(script)).arg(world.state()).args(more);
+    let done = command.output().expect("runs");
+    let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{script}: {said}");
+    assert!(began.elapsed() < PATIENCE * 3, "{script} took {:?}", began.elapsed());
+    world.ends_clean();
+}
+
+#[test]
+fn paramiko() {
+    passes("with_paramiko.py", &[]);
+}
+
+#[test]
+fn asyncssh() {
+    passes("with_asyncssh.py", &[]);
+}
+
+#[test]
+fn a_python_grpc_client_made_from_the_protos_alone() {
+    let generated = tempfile::tempdir().expect("a directory");
+    let protos = root().parent().expect("the project").join("proto");
+    passes("grpc_client.py", &[&protos, generated.path()]);
+}
