@@ -34,8 +34,9 @@ async def main() -> None:
                 unreading.stdin.write(DATA)
                 done = await asyncio.wait_for(connection.run("echo free"), 30)
                 equal("beside two stuck channels", done.stdout, "free\n")
-                unreading.close()
-            unread.close()
+                # close() would first wait for the program to read all.
+                unreading.channel.abort()
+            unread.channel.abort()
         async with connection.create_process(
             "trap 'exit 9' TERM; echo up; while :; do sleep 0.1; done", term_type="xterm", term_size=(80, 24)
         ) as process:
