@@ -17,7 +17,10 @@ use podbay_backend_core::{
     ownership::Leases,
     session::{Opening, Sessions},
 };
-use podbay_minicluster::{Action, Minicluster, Options, faults::Break};
+use podbay_minicluster::{
+    Action, Minicluster, Options,
+    faults::{Break, Fault, Real},
+};
 use podbay_runtime::config::Document;
 use prometheus_client::registry::Registry;
 use ring::digest::{SHA256, digest};
@@ -325,6 +328,16 @@ async fn a_terminal_has_its_size_at_once_and_later_ones_too() {
     session.send(Frame::Resize(v1::Resize { id: 1, size, deadline: None })).await;
     session.until(&mut seen, "50 132\r\n").await;
     drop(session);
+    // The end of a client's input ends the program's, whether a line is begun or not, and cuts nothing.
+    for cut in [false, true] {
+        let fault = world.minicluster.faults().add(Fault::Real { what: Real::CriTtyEofCut, on: cut });
+        for (typed, wanted) in [("x\n", "x\r\nx\r\nend\r\n"), ("", "end\r\n"), ("y", "yyend\r\n")] {
+            let open = on_terminal(exec("cat; sleep 0.2; echo end; exit 3"), 80, 24);
+            let all = world.run(&handle, &open, typed.as_bytes()).await;
+            assert_eq!((all.text().as_str(), all.exit), (wanted, Some(End::Code(3))), "{cut} {typed:?}");
+        }
+        world.minicluster.faults().clear(fault);
+    }
     // ^C ends the program, and its status is told.
     let mut session = world.open(&handle, &on_terminal(exec("echo ready; exec sleep 60"), 80, 24));
     session.started().await;

@@ -10,7 +10,7 @@ mod process;
 mod terminal;
 mod world;
 
-pub use process::{Answered, Running, wait_until};
+pub use process::{Answered, Running, finish, wait_until};
 pub use terminal::Terminal;
 pub use world::{Setup, World};
 

@@ -2,7 +2,7 @@
 //! of their own.
 
 use nix::sys::signal::Signal;
-use podbay_tests::{PATIENCE, Setup, Terminal, World, wait_until};
+use podbay_tests::{PATIENCE, Setup, Terminal, World, finish, wait_until};
 use sha2::{Digest as _, Sha256};
 use std::{
     io::{Read as _, Write as _},
@@ -141,6 +141,29 @@ fn the_end_of_input_and_of_output_are_told_apart() {
         assert_eq!(answered.status.code(), Some(0));
         assert_eq!(sha256(&std::fs::read(kept).expect("reads")), sha256(&bytes(3 * MIB)));
     });
+}
+
+#[test]
+fn the_end_of_input_ends_a_program_on_a_terminal_too() {
+    for mode in ["connection", "session"] {
+        for setup in [Setup::Together, Setup::Apart] {
+            let world = World::with(setup, mode, |config| config);
+            for cut in [false, true] {
+                if cut && setup == Setup::Together {
+                    continue;
+                }
+                if cut {
+                    world.fault(r#"{"add": {"fault": "real", "what": "criTtyEofCut", "on": true}}"#);
+                }
+                for (stdin, shown) in [("x\n", "x\r\nx\r\n"), ("x", "xx")] {
+                    let answered = finish(world.ssh(&["-tt"]).arg("cat; exit 3"), stdin.as_bytes());
+                    let text = String::from_utf8_lossy(&answered.stdout);
+                    assert_eq!((answered.status.code(), &*text), (Some(3), shown), "{mode} {setup:?} {answered:?}");
+                }
+            }
+            world.ends_clean();
+        }
+    }
 }
 
 #[test]

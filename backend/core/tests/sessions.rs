@@ -376,6 +376,17 @@ async fn a_success_that_the_wrapper_has_not_told_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_success_before_the_wrapper_spoke_is_a_broken_stream_and_not_an_image_without_shell() {
+    let world = World::connection().await;
+    world.runs(|_| std::future::ready(StreamEnd::Success).boxed());
+    for calls in [1, 2] {
+        let all = world.open(&exec("echo")).all().await;
+        assert_eq!(all.refusal.expect("a refusal").reason(), Reason::StreamLost);
+        assert_eq!(world.cluster.count(Call::Stream), calls, "nothing runs bare after it");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_image_without_shell_runs_bare_with_a_warning_and_is_remembered() {
     let world = World::connection().await;
     world.runs(|program| {

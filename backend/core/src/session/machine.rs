@@ -39,6 +39,8 @@ pub struct Machine {
     resize: Option<(u16, u16)>,
     /// Bytes given to the program.
     given: u64,
+    /// The last of them.
+    last_given: Option<u8>,
 }
 
 #[derive(Debug)]
@@ -124,6 +126,7 @@ impl Machine {
             control: VecDeque::new(),
             resize: None,
             given: 0,
+            last_given: None,
         }
     }
 
@@ -317,9 +320,12 @@ impl Machine {
         let Some(bytes) = self.stdin_queue.pop_front() else {
             self.stdin_end = StdinEnd::Over;
             self.ack();
-            return Some(Input::CloseStdin);
+            // A terminal has no end, and closing its stdin cuts the output on some runtimes: its user types an end.
+            let end = if self.tty { Input::Stdin(typed_end(self.last_given)) } else { Input::CloseStdin };
+            return Some(end);
         };
         self.given += bytes.len() as u64;
+        self.last_given = bytes.last().copied().or(self.last_given);
         self.consume(bytes.len());
         Some(Input::Stdin(bytes))
     }
@@ -403,6 +409,17 @@ impl Machine {
     pub fn bytes(&self) -> [u64; 3] {
         [self.given, self.stdout.flow.offset(), self.stderr.flow.offset()]
     }
+}
+
+/// What a user types to end a terminal's input, behind this byte. The line discipline (n_tty, canonical mode with its usual
+/// characters) makes an end of `^D` only where a line begins; elsewhere it hands over the line so far, and the next one is
+/// the end. Behind `^V` the first one would be text.
+fn typed_end(behind: Option<u8>) -> Bytes {
+    Bytes::from_static(match behind {
+        None | Some(b'\n' | b'\r' | 4) => b"\x04",
+        Some(0x16) => b"\x04\x04\x04",
+        Some(_) => b"\x04\x04",
+    })
 }
 
 /// A size in (columns, rows); `None` where one of them is not known.

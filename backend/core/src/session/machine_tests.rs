@@ -162,6 +162,28 @@ fn a_resize_without_terminal_is_refused_and_a_stderr_on_a_terminal_is_output() {
     assert!(matches!(terminal.next(), Some(Frame::Data(data)) if data.stream() == Stream::Stdout));
 }
 
+#[test]
+fn a_terminals_input_ends_by_what_its_user_would_type() {
+    for (typed, end) in
+        [("", "\u{4}"), ("x\n", "\u{4}"), ("x\r", "\u{4}"), ("x", "\u{4}\u{4}"), ("x\u{16}", "\u{4}\u{4}\u{4}")]
+    {
+        let mut machine = Machine::new(true, Credits { stdout: 0, stderr: 0 });
+        machine.started(v1::Started::default());
+        let len = typed.len() as u64;
+        if len > 0 {
+            let data = Data { stream: Stream::Stdin.into(), offset: 0, data: typed.into() };
+            machine.receive(from(FromClient::Data(data))).expect("valid");
+        }
+        machine
+            .receive(from(FromClient::Eof(Eof { stream: Stream::Stdin.into(), offset: len, id: 1 })))
+            .expect("valid");
+        let given: Vec<_> = std::iter::from_fn(|| machine.take_input()).collect();
+        assert_eq!(given.last(), Some(&Input::Stdin(end.into())), "{typed:?}");
+        assert!(!given.contains(&Input::CloseStdin));
+        assert_eq!(machine.bytes()[0], len, "the end is not the user's bytes");
+    }
+}
+
 proptest! {
     /// Whatever the pieces, the credits and the order: both outputs arrive whole and in order, what is kept is bounded, and
     /// stdin is given whole, then its end.

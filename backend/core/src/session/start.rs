@@ -97,7 +97,7 @@ impl Sessions {
             let wrapped = wrapper::for_exec(program(opening), &nonce).map_err(|error| unfit(&error))?;
             let streams = self.open_stream(&pod, &request(wrapped.command.clone())).await?;
             match marked(streams, &wrapped, &nonce, false).await? {
-                Tried::Runs(marked) => return Ok(running(*marked, pod, None)),
+                Tried::Runs(marked) => return Ok(running(*marked, pod, None, opening.tty)),
                 Tried::NoShell => {
                     tracing::info!(pod = pod.name, image, "the image has no shell");
                     self.shells.mark_bare(image);
@@ -106,7 +106,7 @@ impl Sessions {
         }
         needs_no_shell(opening)?;
         let streams = self.open_stream(&pod, &request(opening.argv.clone())).await?;
-        Ok(bare(streams, pod, None, NO_SHELL))
+        Ok(bare(streams, pod, None, opening.tty, NO_SHELL))
     }
 
     /// In a pod of its own.
@@ -132,7 +132,7 @@ impl Sessions {
                     let pod = own.pod.clone();
                     let streams = self.open_stream(&pod, &attach).await?;
                     match marked(streams, &wrapped, &nonce, true).await? {
-                        Tried::Runs(marked) => return Ok(running(*marked, pod, Some(own))),
+                        Tried::Runs(marked) => return Ok(running(*marked, pod, Some(own), opening.tty)),
                         Tried::NoShell => self.shells.mark_bare(&image),
                     }
                 }
@@ -154,7 +154,7 @@ impl Sessions {
         let own = self.start_pod(contents, pod, deadline, progress).await?;
         let pod = own.pod.clone();
         let streams = self.open_stream(&pod, &attach).await?;
-        Ok(bare(streams, pod, Some(own), warning))
+        Ok(bare(streams, pod, Some(own), opening.tty, warning))
     }
 
     async fn start_pod(
@@ -229,14 +229,14 @@ fn image_of(base: &Pod, console: &str) -> String {
     containers.filter(|c| c.name == console).find_map(|c| c.image.clone()).unwrap_or_default()
 }
 
-fn running(marked: Marked, pod: PodRef, own_pod: Option<OwnPod>) -> Running {
+fn running(marked: Marked, pod: PodRef, own_pod: Option<OwnPod>, tty: bool) -> Running {
     let Marked { streams, stdout, stderr } = marked;
-    let warning = if streams.half_close { String::new() } else { NO_EOF.to_owned() };
+    let warning = if streams.half_close || tty { String::new() } else { NO_EOF.to_owned() };
     Running { streams, pod, own_pod, stdout, stderr, warning, wrapped: true }
 }
 
-fn bare(streams: Streams, pod: PodRef, own_pod: Option<OwnPod>, warning: &str) -> Running {
-    let warning = if streams.half_close { warning.to_owned() } else { format!("{warning}; {NO_EOF}") };
+fn bare(streams: Streams, pod: PodRef, own_pod: Option<OwnPod>, tty: bool, warning: &str) -> Running {
+    let warning = if streams.half_close || tty { warning.to_owned() } else { format!("{warning}; {NO_EOF}") };
     Running { streams, pod, own_pod, stdout: Bytes::new(), stderr: Vec::new(), warning, wrapped: false }
 }
 
@@ -299,7 +299,12 @@ impl Reader {
                     self.stderr.push(bytes);
                 }
                 // It ran something, but not our script: /bin/sh is no shell. (And the program did not run.)
-                Some(Output::End(StreamEnd::Success | StreamEnd::ExitCode(_))) => return Ok(false),
+                Some(Output::End(StreamEnd::ExitCode(_))) => return Ok(false),
+                // Our script never ends well before the mark: the API server says `Success` of a kubelet that died, too.
+                Some(Output::End(StreamEnd::Success)) => {
+                    let text = "the connection to the pod ended before the program started";
+                    return Err(Refusal::new(Reason::StreamLost, text));
+                }
                 Some(Output::End(StreamEnd::Failed { message, .. })) if is_missing(&message) => return Ok(false),
                 Some(Output::End(StreamEnd::Failed { reason, message })) => {
                     let text = format!("the program can't be started: {reason} {}", short(&message));
