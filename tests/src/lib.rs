@@ -6,13 +6,16 @@
 // A scenario that can't be set up fails by a panic, at its own line.
 #![allow(clippy::missing_panics_doc)]
 
+pub mod cluster;
+mod master;
 mod process;
 mod terminal;
 mod world;
 
+pub use master::Master;
 pub use process::{Answered, Running, finish, wait_until};
 pub use terminal::Terminal;
-pub use world::{Setup, World};
+pub use world::{Setup, World, image, only_embedded};
 
 use std::time::Duration;
 

@@ -1,18 +1,37 @@
 //! One Podbay, as one process or as several.
 
-use super::process::{Answered, Running, finish, processes_naming, program, wait_until};
+use super::{
+    cluster::{RealCluster, is_real, with_client},
+    process::{Answered, Running, finish, processes_naming, program, wait_until},
+};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api, Client, Config,
+    Api, Client,
     api::{DeleteParams, ListParams},
-    config::{KubeConfigOptions, Kubeconfig},
 };
 use std::{
     collections::BTreeMap,
     net::TcpListener,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU32, Ordering},
 };
+
+/// What the demo's configuration names.
+const EMBEDDED_IMAGE: &str = "podbay/demo:1";
+
+/// The image of the pods, wherever scenarios run.
+pub fn image() -> String {
+    super::cluster::image().unwrap_or_else(|| EMBEDDED_IMAGE.to_owned())
+}
+
+/// Whether a scenario can't be told on the cluster that the environment names; says so.
+pub fn only_embedded(why: &str) -> bool {
+    if is_real() {
+        eprintln!("not on a real cluster: {why}");
+    }
+    is_real()
+}
 
 /// How the parts run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,9 +45,12 @@ pub enum Setup {
 /// All of it.
 #[derive(Debug)]
 pub struct World {
-    dir: tempfile::TempDir,
     state: PathBuf,
     parts: BTreeMap<&'static str, Running>,
+    /// Behind the parts, so that these end first.
+    real: Option<RealCluster>,
+    dir: tempfile::TempDir,
+    names: AtomicU32,
 }
 
 impl World {
@@ -41,9 +63,22 @@ impl World {
     pub fn with(setup: Setup, mode: &str, change: impl Fn(String) -> String) -> Self {
         let dir = tempfile::Builder::new().prefix("podbay-scenario-").tempdir().expect("a directory");
         let state = dir.path().join("state");
-        let mut world = Self { dir, state, parts: BTreeMap::new() };
+        let real = RealCluster::from_env();
+        let mut world = Self { state, parts: BTreeMap::new(), real, dir, names: AtomicU32::new(0) };
         let mut demo = Command::new(program("podbay"));
         demo.arg("demo").arg("--state-dir").arg(&world.state).args(["--mode", mode]);
+        if let Some(real) = &world.real {
+            // The demo is its user's; a backend that runs for others has no more rights than it needs.
+            let least = world.file("backend.kubeconfig");
+            let kubeconfig = match setup {
+                Setup::Together => &real.kubeconfig,
+                Setup::Apart => {
+                    real.least_privilege(&least);
+                    &least
+                }
+            };
+            demo.arg("--kubeconfig").arg(kubeconfig).args(["--namespace", &real.namespace, "--image", &real.image]);
+        }
         match setup {
             Setup::Together => {
                 let mut demo = Running::start("demo", &mut demo);
@@ -60,12 +95,13 @@ impl World {
     }
 
     fn start_apart(&mut self, change: impl Fn(String) -> String) {
-        let kubeconfig = self.state.join("kubeconfig");
-        let mut cluster = Command::new(program("podbay-minicluster"));
-        cluster.arg("--kubeconfig").arg(&kubeconfig).arg("--state-dir").arg(self.dir.path().join("cluster"));
-        let mut cluster = Running::start("cluster", cluster.args(["--backoff-ms", "50"]));
-        cluster.says("ready");
-        self.parts.insert("cluster", cluster);
+        if self.real.is_none() {
+            let mut cluster = Command::new(program("podbay-minicluster"));
+            cluster.arg("--kubeconfig").arg(self.kubeconfig()).arg("--state-dir").arg(self.file("cluster"));
+            let mut cluster = Running::start("cluster", cluster.args(["--backoff-ms", "50"]));
+            cluster.says("ready");
+            self.parts.insert("cluster", cluster);
+        }
         let text = std::fs::read_to_string(self.state.join("podbay.yaml")).expect("a configuration");
         let first = text.lines().find_map(|line| line.trim().strip_prefix("addresses: [\"")).expect("an address");
         let first = first.trim_end_matches("\"]").to_owned();
@@ -165,18 +201,28 @@ impl World {
         });
     }
 
+    /// The real cluster that this runs on.
+    pub fn real(&self) -> Option<&RealCluster> {
+        self.real.as_ref()
+    }
+
+    /// A number that no other call gets.
+    pub fn unique(&self) -> u32 {
+        self.names.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// An administrator's.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.real.as_ref().map_or_else(|| self.state.join("kubeconfig"), |real| real.kubeconfig.clone())
+    }
+
     fn on_cluster<T>(&self, what: impl AsyncFnOnce(Api<Pod>) -> T) -> T {
-        self.with_client(async |client| what(Api::namespaced(client, "default")).await)
+        let namespace = self.real.as_ref().map_or("default", |real| &real.namespace);
+        self.with_client(async |client| what(Api::namespaced(client, namespace)).await)
     }
 
     fn with_client<T>(&self, what: impl AsyncFnOnce(Client) -> T) -> T {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            let kubeconfig = Kubeconfig::read_from(self.state.join("kubeconfig")).expect("a kubeconfig");
-            let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-            let client = Client::try_from(config.expect("a configuration")).expect("a client");
-            what(client).await
-        })
+        with_client(&self.kubeconfig(), what)
     }
 
     /// Ends everything in order and sees that nothing is left: no pod, no process, no file.

@@ -1,12 +1,14 @@
 //! What goes wrong at the cluster, and what the user with the stock client gets: the reason, in time, and nothing left behind.
 //! All parts are processes of their own; the cluster's faults are real answers on real sockets.
 
-use podbay_tests::{Answered, Setup, World, wait_until};
+use podbay_tests::{Answered, Setup, World, only_embedded, wait_until};
 use std::{
     io::Read as _,
     process::Stdio,
     time::{Duration, Instant},
 };
+
+const INJECTED: &str = "its faults are injected into the embedded one";
 
 /// With short timeouts: a test waits for them.
 fn world(timeouts: &str) -> World {
@@ -26,6 +28,9 @@ const CREATE: &str = r#"{"verb": "create", "resource": "pods"}"#;
 
 #[test]
 fn a_pod_that_never_starts_is_given_up_after_pod_start() {
+    if only_embedded(INJECTED) {
+        return;
+    }
     let world = world("podStart: 3s");
     world.fault(r#"{"add": {"fault": "neverStarts", "on": {}}}"#);
     let began = Instant::now();
@@ -37,6 +42,9 @@ fn a_pod_that_never_starts_is_given_up_after_pod_start() {
 
 #[test]
 fn a_pod_without_a_node_shows_what_it_waits_for_and_then_why() {
+    if only_embedded(INJECTED) {
+        return;
+    }
     let world = world("podStart: 6s");
     world.fault(r#"{"add": {"fault": "unschedulable", "on": {}, "message": "0/3 nodes are available: 3 Insufficient memory."}}"#);
     let answered = world.run("true");
@@ -47,6 +55,9 @@ fn a_pod_without_a_node_shows_what_it_waits_for_and_then_why() {
 
 #[test]
 fn a_refusal_that_is_certain_is_told_at_once() {
+    if only_embedded(INJECTED) {
+        return;
+    }
     let world = world("podStart: 60s");
     let error = |code, message: &str| {
         world.fault("\"clearAll\"");
@@ -69,6 +80,9 @@ fn a_refusal_that_is_certain_is_told_at_once() {
 
 #[test]
 fn a_quota_that_frees_in_time_is_only_a_wait() {
+    if only_embedded(INJECTED) {
+        return;
+    }
     let world = world("podStart: 30s");
     let message = r#"pods \"b\" is forbidden: exceeded quota: x, requested: pods=1, used: pods=1, limited: pods=1"#;
     world.fault(&format!(
@@ -81,6 +95,9 @@ fn a_quota_that_frees_in_time_is_only_a_wait() {
 
 #[test]
 fn an_api_that_does_not_answer_is_bounded_by_http() {
+    if only_embedded(INJECTED) {
+        return;
+    }
     let world = world("http: 500ms, podStart: 3s");
     world.fault(&format!(r#"{{"add": {{"fault": "latency", "on": {CREATE}, "millis": 20000}}}}"#));
     let began = Instant::now();
@@ -93,6 +110,9 @@ fn an_api_that_does_not_answer_is_bounded_by_http() {
 
 #[test]
 fn a_lost_answer_makes_no_second_pod() {
+    if only_embedded(INJECTED) {
+        return;
+    }
     let world = world("podStart: 30s");
     world.fault(&format!(r#"{{"add": {{"fault": "loseAnswer", "on": {CREATE}, "times": 1}}}}"#));
     let mut client = world.ssh(&[]).arg("echo up; sleep 1000").stdout(Stdio::piped()).spawn().expect("starts");
@@ -105,6 +125,9 @@ fn a_lost_answer_makes_no_second_pod() {
 
 #[test]
 fn a_program_that_does_not_start_is_given_up_after_command_start() {
+    if only_embedded(INJECTED) {
+        return;
+    }
     let world = world("commandStart: 2s");
     let on = r#"{"resource": "pods/exec"}"#;
     world.fault(&format!(r#"{{"add": {{"fault": "latency", "on": {on}, "millis": 30000}}}}"#));
@@ -118,6 +141,9 @@ fn a_program_that_does_not_start_is_given_up_after_command_start() {
 
 #[test]
 fn a_pod_that_goes_slowly_holds_nobody_up() {
+    if only_embedded(INJECTED) {
+        return;
+    }
     let world = world("podStop: 2s");
     world.fault(r#"{"add": {"fault": "slowDelete", "on": {}, "millis": 4000}}"#);
     let began = Instant::now();
@@ -129,6 +155,9 @@ fn a_pod_that_goes_slowly_holds_nobody_up() {
 
 #[test]
 fn a_broken_stream_is_never_a_success() {
+    if only_embedded(INJECTED) {
+        return;
+    }
     let world = world("podStart: 30s");
     for how in ["cut", "noStatus", "falseSuccess"] {
         let mut client = world.ssh(&[]);
@@ -145,6 +174,9 @@ fn a_broken_stream_is_never_a_success() {
 
 #[test]
 fn an_api_outage_kills_no_live_pod() {
+    if only_embedded(INJECTED) {
+        return;
+    }
     // Ten times the lease: whoever reaped by the wall clock would kill everybody.
     let world =
         World::with(Setup::Apart, "connection", |config| config + "ownership: {leaseDuration: 2s, backendWait: 1s}\n");

@@ -2,7 +2,7 @@
 //! of their own.
 
 use nix::sys::signal::Signal;
-use podbay_tests::{PATIENCE, Setup, Terminal, World, finish, wait_until};
+use podbay_tests::{Master, PATIENCE, Setup, Terminal, World, finish, image, only_embedded, wait_until};
 use sha2::{Digest as _, Sha256};
 use std::{
     io::{Read as _, Write as _},
@@ -99,13 +99,12 @@ fn a_hundred_mebibytes_arrive_both_ways() {
         let up = world.run_with("sha256sum; exit 5", &data);
         assert_eq!(up.status.code(), Some(5));
         assert_eq!(String::from_utf8_lossy(&up.stdout), format!("{sum}  -\n"));
-        std::fs::write(world.file("big"), &data).expect("writes");
-        let down = world.run(&format!("cat {}", world.file("big").display()));
-        assert_eq!((down.status.code(), down.stdout.len(), sha256(&down.stdout)), (Some(0), data.len(), sum.clone()));
         // An upload whose program gives its own stdout away must not be cut.
-        let stored = world.file("stored");
-        world.run_with(&format!("cat > {}", stored.display()), &data).is(0, "", "");
-        assert_eq!(sha256(&std::fs::read(stored).expect("reads")), sum);
+        let connection = Master::start(world);
+        connection.run("cat > stored", &data).is(0, "", "");
+        let down = connection.run("cat stored", b"");
+        assert_eq!((down.status.code(), down.stdout.len(), sha256(&down.stdout)), (Some(0), data.len(), sum));
+        connection.ends();
     });
 }
 
@@ -136,10 +135,10 @@ fn the_end_of_input_and_of_output_are_told_apart() {
     both(|world| {
         // Output goes on after the end of input, and input is taken after the end of output.
         world.run_with("cat; echo after; exit 4", b"in\n").is(4, "in\nafter\n", "");
-        let kept = world.file("kept");
-        let answered = world.run_with(&format!("exec >&-; cat > {}", kept.display()), &bytes(3 * MIB));
-        assert_eq!(answered.status.code(), Some(0));
-        assert_eq!(sha256(&std::fs::read(kept).expect("reads")), sha256(&bytes(3 * MIB)));
+        let connection = Master::start(world);
+        connection.run("exec >&-; cat > kept", &bytes(3 * MIB)).is(0, "", "");
+        connection.run("sha256sum < kept", b"").is(0, &format!("{}  -\n", sha256(&bytes(3 * MIB))), "");
+        connection.ends();
     });
 }
 
@@ -149,7 +148,7 @@ fn the_end_of_input_ends_a_program_on_a_terminal_too() {
         for setup in [Setup::Together, Setup::Apart] {
             let world = World::with(setup, mode, |config| config);
             for cut in [false, true] {
-                if cut && setup == Setup::Together {
+                if cut && (setup == Setup::Together || only_embedded("its containerd has the defect or not")) {
                     continue;
                 }
                 if cut {
@@ -169,12 +168,9 @@ fn the_end_of_input_ends_a_program_on_a_terminal_too() {
 #[test]
 fn twenty_channels_on_one_connection_do_not_wait_for_each_other() {
     let world = World::new(Setup::Apart);
-    let control = world.file("control");
-    let path = format!("ControlPath={}", control.display());
-    let mut master = world.ssh(&["-o", &path, "-o", "ControlMaster=yes", "-N"]).spawn().expect("starts");
-    wait_until("the master is up", || control.exists());
+    let connection = Master::start(&world);
     let on = |command: &str| {
-        let mut ssh = world.ssh(&["-o", &path]);
+        let mut ssh = connection.ssh(&[]);
         ssh.arg(command);
         ssh
     };
@@ -197,9 +193,7 @@ fn twenty_channels_on_one_connection_do_not_wait_for_each_other() {
         child.wait().expect("ends");
     }
     stuffing.join().expect("no panic");
-    let exit = Command::new("ssh").args(["-o", &path, "-O", "exit", "-F"]).arg(world.ssh_config()).arg("demo").output();
-    assert!(exit.expect("runs").status.success());
-    master.wait().expect("ends");
+    connection.ends();
     world.ends_clean();
 }
 
@@ -254,10 +248,10 @@ fn who_may_not_in_stays_out() {
 
 #[test]
 fn an_image_that_is_not_there_is_said() {
-    let world = World::with(Setup::Apart, "connection", |config| config.replace("podbay/demo:1", "nosuch/image:9"));
+    let world = World::with(Setup::Apart, "connection", |config| config.replace(&image(), "localhost/nosuch:9"));
     let answered = world.run("true");
     assert_eq!(answered.status.code(), Some(255), "{answered:?}");
-    assert!(answered.stderr.contains("nosuch/image:9"), "{answered:?}");
+    assert!(answered.stderr.contains("localhost/nosuch:9"), "{answered:?}");
     world.ends_clean();
 }
 
@@ -305,17 +299,14 @@ fn fifty_connections_at_once() {
 #[test]
 fn the_death_of_a_replica_costs_no_connection() {
     let mut world = World::new(Setup::Apart);
-    let control = world.file("control");
-    let path = format!("ControlPath={}", control.display());
-    let mut master = world.ssh(&["-o", &path, "-o", "ControlMaster=yes", "-N"]).spawn().expect("starts");
-    wait_until("the master is up", || control.exists());
-    let run = |world: &World| world.ssh(&["-o", &path]).arg("echo here").output().expect("runs");
-    assert_eq!(run(&world).stdout, b"here\n");
+    let backend = world.take("backend");
+    let connection = Master::start(&world);
+    let run = || connection.run("echo here", b"").stdout;
+    assert_eq!(run(), b"here\n");
     // Whichever opened it: each dies in turn.
-    world.take("backend").kill();
-    wait_until("the other replica serves the connection", || run(&world).stdout == b"here\n");
-    let _ = master.kill();
-    master.wait().expect("ends");
+    backend.kill();
+    wait_until("the other replica serves the connection", || run() == b"here\n");
+    connection.ends();
     world.ends_clean();
 }
 
@@ -335,10 +326,9 @@ fn the_death_of_the_frontend_leaves_nothing_after_the_lease() {
 fn sftp_carries_files_both_ways() {
     both(|world| {
         let data = bytes(5 * MIB);
-        let (from, there, back) = (world.file("from"), world.file("there"), world.file("back"));
+        let (from, back) = (world.file("from"), world.file("back"));
         std::fs::write(&from, &data).expect("writes");
-        let script =
-            format!("put {} {}\nget {} {}\n", from.display(), there.display(), there.display(), back.display());
+        let script = format!("put {} there\nget there {}\n", from.display(), back.display());
         let mut sftp = Command::new("sftp");
         let mut sftp = sftp.arg("-q").arg("-F").arg(world.ssh_config()).args(["-b", "-", "demo"]);
         sftp = sftp.stdin(Stdio::piped()).stdout(Stdio::null());

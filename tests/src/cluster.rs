@@ -1,0 +1,146 @@
+//! Which Kubernetes a scenario runs on.
+
+use k8s_openapi::{
+    api::{
+        authentication::v1::TokenRequest,
+        core::v1::{Namespace, ServiceAccount},
+        rbac::v1::{Role, RoleBinding},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client, Config, Resource,
+    api::{DeleteParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+
+/// Names the kubeconfig of a real cluster that scenarios may use. Not `KUBECONFIG`, which on many people's machines names a
+/// cluster that tests have no business on.
+pub const REAL: &str = "PODBAY_TEST_KUBECONFIG";
+/// Names the image of the pods there.
+const IMAGE: &str = "PODBAY_TEST_IMAGE";
+
+/// Whether scenarios run on a real cluster.
+pub fn is_real() -> bool {
+    std::env::var_os(REAL).is_some()
+}
+
+/// The image of the pods there.
+pub fn image() -> Option<String> {
+    is_real().then(|| std::env::var(IMAGE).unwrap_or_else(|_| "localhost/podbay-debian:1".to_owned()))
+}
+
+/// A namespace of a scenario's own on a real cluster; it is deleted with this.
+#[derive(Debug)]
+pub struct RealCluster {
+    /// Of an administrator.
+    pub kubeconfig: PathBuf,
+    pub namespace: String,
+    pub image: String,
+}
+
+impl RealCluster {
+    /// The cluster that the environment names, with a new namespace.
+    pub fn from_env() -> Option<Self> {
+        let kubeconfig = PathBuf::from(std::env::var_os(REAL)?);
+        let unique = hex::encode(rand::random::<[u8; 5]>());
+        let this = Self { kubeconfig, namespace: format!("podbay-test-{unique}"), image: image()? };
+        with_client(&this.kubeconfig, async |client| {
+            let metadata = ObjectMeta { name: Some(this.namespace.clone()), ..ObjectMeta::default() };
+            let namespace = Namespace { metadata, ..Namespace::default() };
+            Api::all(client.clone()).create(&PostParams::default(), &namespace).await.expect("a namespace");
+            // Pods are refused until the namespace has its account.
+            let accounts: Api<ServiceAccount> = Api::namespaced(client, &this.namespace);
+            let deadline = tokio::time::Instant::now() + super::PATIENCE;
+            while accounts.get_opt("default").await.expect("answers").is_none() {
+                assert!(tokio::time::Instant::now() < deadline, "the namespace gets no service account");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        });
+        Some(this)
+    }
+
+    /// Makes what `deploy/rbac.yaml` says in the namespace, and a kubeconfig at `path` for its service account.
+    pub fn least_privilege(&self, path: &Path) {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the project").join("deploy/rbac.yaml");
+        let text = std::fs::read_to_string(file).expect("reads");
+        let documents: Vec<serde_json::Value> = text
+            .split("\n---")
+            .filter(|part| part.contains("kind:"))
+            .map(|part| serde_yaml::from_str(part).expect("YAML"))
+            .collect();
+        let token = with_client(&self.kubeconfig, async |client| {
+            let mut account = None;
+            for mut document in documents {
+                if let Some(subjects) = document.get_mut("subjects").and_then(|subjects| subjects.as_array_mut()) {
+                    for subject in subjects {
+                        subject["namespace"] = self.namespace.clone().into();
+                    }
+                }
+                match document["kind"].as_str() {
+                    Some("ServiceAccount") => {
+                        account = document["metadata"]["name"].as_str().map(str::to_owned);
+                        self.create::<ServiceAccount>(&client, document).await;
+                    }
+                    Some("Role") => self.create::<Role>(&client, document).await,
+                    Some("RoleBinding") => self.create::<RoleBinding>(&client, document).await,
+                    other => panic!("{other:?} in deploy/rbac.yaml"),
+                }
+            }
+            let accounts: Api<ServiceAccount> = Api::namespaced(client, &self.namespace);
+            let request = TokenRequest::default();
+            let (account, post) = (account.expect("an account"), PostParams::default());
+            accounts
+                .create_token_request(&account, &post, &request)
+                .await
+                .expect("a token")
+                .status
+                .expect("a token")
+                .token
+        });
+        let mut config = Kubeconfig::read_from(&self.kubeconfig).expect("a kubeconfig");
+        for user in &mut config.auth_infos {
+            let token = token.as_ref().map(|token| token.clone().into());
+            user.auth_info = Some(kube::config::AuthInfo { token, ..Default::default() });
+        }
+        std::fs::write(path, serde_yaml::to_string(&config).expect("YAML")).expect("writes");
+    }
+
+    async fn create<K>(&self, client: &Client, document: serde_json::Value)
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+            + DeserializeOwned
+            + serde::Serialize
+            + Clone
+            + std::fmt::Debug,
+    {
+        let mut object: K = serde_json::from_value(document).expect("an object");
+        object.meta_mut().namespace = Some(self.namespace.clone());
+        Api::<K>::namespaced(client.clone(), &self.namespace)
+            .create(&PostParams::default(), &object)
+            .await
+            .expect("is made");
+    }
+}
+
+impl Drop for RealCluster {
+    fn drop(&mut self) {
+        with_client(&self.kubeconfig, async |client| {
+            // Whatever is left in it goes with it; a scenario that cares has looked before.
+            let _ = Api::<Namespace>::all(client).delete(&self.namespace, &DeleteParams::default()).await;
+        });
+    }
+}
+
+/// Speaks to a cluster.
+pub fn with_client<T>(kubeconfig: &Path, what: impl AsyncFnOnce(Client) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let kubeconfig = Kubeconfig::read_from(kubeconfig).expect("a kubeconfig");
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+        let client = Client::try_from(config.expect("a configuration")).expect("a client");
+        what(client).await
+    })
+}
