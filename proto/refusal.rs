@@ -115,7 +115,8 @@ pub fn code_of(reason: Reason) -> Code {
         | Reason::PodGone
         | Reason::CommandNotStarted
         | Reason::SubsystemUnknown
-        | Reason::SignalNotDelivered => Code::FailedPrecondition,
+        | Reason::SignalNotDelivered
+        | Reason::AgentMissing => Code::FailedPrecondition,
         Reason::Draining | Reason::KubernetesUnavailable | Reason::StreamLost => Code::Unavailable,
         Reason::NotFound => Code::NotFound,
         Reason::PodStartTimeout

@@ -55,6 +55,7 @@ impl World {
             shell: vec!["/bin/bash".into()],
             subsystems: [("sftp".to_owned(), "/sftp".to_owned())].into(),
             environment: [("A".to_owned(), "1".to_owned())].into(),
+            agent: None,
             target: target(&cluster),
         };
         let sessions = Sessions::new(lifecycle.clone(), leases);
@@ -193,6 +194,11 @@ fn shell() -> v1::Open {
 
 fn exec(command: &str) -> v1::Open {
     v1::Open { program: Some(open::Program::Exec(v1::Exec { command: command.into(), argv: Vec::new() })), ..shell() }
+}
+
+fn argv(argv: &[&str]) -> v1::Open {
+    let argv = argv.iter().map(ToString::to_string).collect();
+    v1::Open { program: Some(open::Program::Exec(v1::Exec { command: String::new(), argv })), ..shell() }
 }
 
 fn on_terminal(open: v1::Open) -> v1::Open {
@@ -795,5 +801,148 @@ async fn an_exec_that_the_api_refuses_is_told() {
     ] {
         world.cluster.fault(Call::Stream, Fault::Fail(error));
         assert_eq!(world.open(&shell()).all().await.refusal.expect("a refusal").reason(), reason);
+    }
+}
+
+const AGENT: &str = "/usr/bin/containerssh-agent";
+
+/// A connection whose image carries containerssh-agent; the execs of it are told.
+async fn with_agent() -> (World, mpsc::UnboundedReceiver<Vec<String>>) {
+    let mut world = World::connection().await;
+    world.contents.agent = Some(AGENT.to_owned());
+    let (tell, told) = mpsc::unbounded_channel();
+    let waiting = Arc::new(tokio::sync::Notify::new());
+    world.runs(move |mut program| {
+        let (tell, waiting) = (tell.clone(), Arc::clone(&waiting));
+        async move {
+            let argv = program.argv();
+            let _ = tell.send(argv.clone());
+            if argv[0] == AGENT {
+                waiting.notify_one();
+                program.say("\u{1}\0\0\0").await;
+                return if argv.contains(&"USR1".to_owned()) { StreamEnd::ExitCode(3) } else { StreamEnd::Success };
+            }
+            program.wrapper().await;
+            assert_eq!(argv[argv.len() - 6..][..4], [AGENT, "console", "--pid", "--"].map(str::to_owned), "{argv:?}");
+            program.say("\u{a}\u{b}").await;
+            program.say("\0\0out").await;
+            waiting.notified().await;
+            StreamEnd::ExitCode(143)
+        }
+        .boxed()
+    });
+    (world, told)
+}
+
+#[tokio::test(start_paused = true)]
+async fn containerssh_agent_tells_its_pid_and_takes_signals() {
+    let (world, mut told) = with_agent().await;
+    let mut session = world.open(&argv(&["/p", "x"]));
+    let started = session.started().await;
+    assert_eq!(
+        (started.durable, started.agent_level(), started.warning.as_str()),
+        (false, v1::AgentLevel::Containerssh, "")
+    );
+    told.recv().await.expect("the program");
+    session.send(Frame::Signal(v1::Signal { id: 1, name: "WINCH".into(), deadline: None })).await;
+    session.send(Frame::Signal(v1::Signal { id: 2, name: "TERM".into(), deadline: None })).await;
+    let mut answers = Vec::new();
+    let mut exit = None;
+    while let Some(item) = session.next().await {
+        match item.expect("no refusal") {
+            Back::Answer(answer) => answers.push((answer.id, answer.refusal.map(|refusal| refusal.reason()))),
+            Back::Data(data) => assert_eq!(data.data, &b"out"[..]),
+            Back::Exit(told) => exit = told.end,
+            _ => {}
+        }
+    }
+    assert_eq!(answers, [(1, Some(Reason::SignalNotDelivered)), (2, None)]);
+    assert_eq!(exit, Some(End::Code(143)));
+    let signal = [AGENT, "console", "--pid", "--", AGENT, "signal", "--pid", "2826", "--signal", "TERM"];
+    assert_eq!(told.recv().await.expect("the signal"), signal.map(str::to_owned));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_has_its_program_killed_where_an_agent_can() {
+    let (world, mut told) = with_agent().await;
+    let mut session = world.open(&argv(&["/p", "x"]));
+    session.started().await;
+    told.recv().await.expect("the program");
+    drop(session.from);
+    drop(session.client);
+    let signal = timeout(PATIENCE, told.recv()).await.expect("in time").expect("the signal");
+    assert_eq!(signal.last().map(String::as_str), Some("KILL"));
+    world.settled().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_without_the_agent_is_told_what_to_do() {
+    let mut world = World::connection().await;
+    world.contents.agent = Some(AGENT.to_owned());
+    world.runs(|mut program| {
+        async move {
+            program.wrapper().await;
+            program.complain("podbay: 1: exec: /usr/bin/containerssh-agent: not found\n").await;
+            StreamEnd::ExitCode(127)
+        }
+        .boxed()
+    });
+    let refusal = world.open(&shell()).all().await.refusal.expect("a refusal");
+    assert_eq!(refusal.reason(), Reason::AgentMissing);
+    assert!(refusal.message.contains(AGENT) && refusal.message.contains("disableAgent"), "{refusal:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_shell_the_agent_runs_bare_and_waits_in_its_own_pod() {
+    for mode in ["connection", "session"] {
+        let mut world = if mode == "session" { World::session_mode().await } else { World::connection().await };
+        world.contents.agent = Some(AGENT.to_owned());
+        let cluster = world.cluster.clone();
+        world.runs(move |mut program| {
+            let cluster = cluster.clone();
+            async move {
+                let own = || cluster.pods()[0].spec.as_ref()?.containers[0].command.clone();
+                let argv = program.stream.request.command.clone().or_else(own).expect("a command");
+                if argv[0] != AGENT {
+                    let message = "exec: \"/bin/sh\": stat /bin/sh: no such file or directory".to_owned();
+                    return StreamEnd::Failed { reason: "InternalError".into(), message };
+                }
+                if argv.contains(&"--wait".to_owned()) {
+                    assert_eq!(program.stream.input.recv().await, Some(Input::Stdin("\0".into())));
+                } else {
+                    assert!(argv.windows(2).any(|pair| pair == ["--env", "A=1"]), "{argv:?}");
+                }
+                program.say("\u{1}\0\0\0first").await;
+                StreamEnd::Success
+            }
+            .boxed()
+        });
+        let mut session = world.open(&argv(&["/p"]));
+        if mode == "session" {
+            // A container's own program ends with its container.
+            let cluster = world.cluster.clone();
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    for pod in cluster.pods() {
+                        let reference = PodRef {
+                            namespace: NS.into(),
+                            name: pod.metadata.name.clone().unwrap_or_default(),
+                            uid: None,
+                        };
+                        if pod
+                            .spec
+                            .as_ref()
+                            .is_some_and(|spec| spec.containers[0].command.as_ref().is_some_and(|c| c[0] == AGENT))
+                        {
+                            container_ends(&cluster, &reference, "Completed", 0);
+                        }
+                    }
+                }
+            });
+        }
+        let all = session.all().await;
+        assert_eq!((all.stdout.as_slice(), all.exit), (&b"first"[..], Some(End::Code(0))), "{mode} {:?}", all.refusal);
+        assert!(all.started.expect("started").warning.contains("no /bin/sh"));
     }
 }

@@ -11,6 +11,9 @@ use std::{collections::BTreeMap, fmt};
 /// (`sleep` alone would ignore TERM as process 1 and hold the pod for its whole grace period.)
 pub const IDLE: [&str; 3] = ["/bin/sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 86400 & wait $!; done"];
 
+/// Where images have the agent, if `agentPath` does not say otherwise.
+pub const AGENT: &str = "/usr/bin/containerssh-agent";
+
 const DEFAULT_IMAGE: &str = "containerssh/containerssh-guest-image";
 const GENERATE_NAME: &str = "containerssh-";
 
@@ -52,6 +55,8 @@ pub struct PodConfig {
     pub subsystems: BTreeMap<String, String>,
     /// How pods and programs belong together.
     pub mode: Mode,
+    /// The path of the guest agent in the console container; `None` = it is off.
+    pub agent: Option<String>,
 }
 
 impl fmt::Debug for PodConfig {
@@ -87,7 +92,7 @@ impl PodConfig {
             if section.has("consoleContainerNumber") { section.get("consoleContainerNumber") } else { Some(0) };
         let mode = mode(section);
         let agent = agent(section);
-        let idle_command: Vec<String> = section.get("idleCommand").unwrap_or_else(|| IDLE.map(Into::into).into());
+        let idle_command: Vec<String> = section.get("idleCommand").unwrap_or_else(|| idle(agent.as_deref()));
         let shell_command: Vec<String> = section.get("shellCommand").unwrap_or_else(|| vec!["/bin/bash".into()]);
         let mut subsystems = BTreeMap::from([("sftp".to_owned(), "/usr/lib/openssh/sftp-server".to_owned())]);
         subsystems.extend(section.get::<BTreeMap<String, String>>("subsystems").unwrap_or_default());
@@ -100,7 +105,7 @@ impl PodConfig {
             section.refuse(key, "it is not built yet");
         }
 
-        let mut good = agent;
+        let mut good = true;
         let mut wrong = |key: &str, text: String| {
             section.mistake(key, text);
             good = false;
@@ -118,6 +123,17 @@ impl PodConfig {
                 }
             }
         }
+        if let Some(path) = &agent {
+            if !path.starts_with('/') {
+                wrong(
+                    "agentPath",
+                    format!("{path:?} is not an absolute path; set disableAgent: true where there is none"),
+                );
+            }
+            if mode == Some(Mode::Session) && shell_command.is_empty() {
+                wrong("shellCommand", "must not be empty in mode session with the agent".into());
+            }
+        }
         for (name, path) in &subsystems {
             if path.is_empty() {
                 wrong("subsystems", format!("{name} has no program"));
@@ -132,7 +148,7 @@ impl PodConfig {
             found
         });
         let (spec, mode, console) = (spec?, mode?, console?);
-        good.then_some(Self { metadata, spec, console, idle_command, shell_command, subsystems, mode })
+        good.then_some(Self { metadata, spec, console, idle_command, shell_command, subsystems, mode, agent })
     }
 }
 
@@ -151,14 +167,20 @@ fn mode(section: &mut Section) -> Option<Mode> {
     }
 }
 
-/// Whether the agent is off. It comes with its own issue; until then, using it is refused rather than quietly left out.
-fn agent(section: &mut Section) -> bool {
+/// The agent's path, where it is not off.
+fn agent(section: &mut Section) -> Option<String> {
     let disabled = section.or("disableAgent", false);
-    section.ignore("agentPath"); // without meaning when the agent is off, as in ContainerSSH
-    if !disabled {
-        section.mistake("disableAgent", "the agent is not built yet: add kubernetes.pod.disableAgent: true");
+    // Without meaning when the agent is off, as in ContainerSSH.
+    let path = section.or("agentPath", AGENT.to_owned());
+    (!disabled).then_some(path)
+}
+
+/// The idle command, where none is configured.
+fn idle(agent: Option<&str>) -> Vec<String> {
+    match agent {
+        Some(path) => [path, "wait-signal", "--signal", "INT", "--signal", "TERM"].map(Into::into).into(),
+        None => IDLE.map(Into::into).into(),
     }
-    disabled
 }
 
 fn metadata(mut metadata: ObjectMeta) -> ObjectMeta {

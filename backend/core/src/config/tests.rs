@@ -61,9 +61,12 @@ ownership: {leaseDuration: 30s}
 #[test]
 fn every_mistake_is_told_with_its_place() {
     let cases = [
-        ("kubernetes: {pod: {}}", "f.yaml:1:19: kubernetes.pod.disableAgent: the agent is not built yet: add"),
-        ("kubernetes: {pod: {disableAgent: false}}", "f.yaml:1:34: kubernetes.pod.disableAgent: the agent is not"),
-        ("", "kubernetes.pod.disableAgent"),
+        (
+            "kubernetes: {pod: {agentPath: agent}}",
+            "f.yaml:1:31: kubernetes.pod.agentPath: \"agent\" is not an absolute",
+        ),
+        ("kubernetes: {pod: {agentPath: ''}}", "kubernetes.pod.agentPath: \"\" is not an absolute path"),
+        ("kubernetes: {pod: {mode: session, shellCommand: []}}", "must not be empty in mode session with the agent"),
         ("kubernetes: {pod: {disableAgent: true, mode: x}}", "f.yaml:1:46: kubernetes.pod.mode: \"x\" is not a mode"),
         ("kubernetes: {pod: {disableAgent: true, mode: persistent}}", "persistent is not built yet"),
         (

@@ -103,11 +103,13 @@ impl Connections {
         let deadline = Instant::now() + timeouts.pod_start;
         let renewed = self.leases.renew(who.owner, &who.caller, deadline);
 
+        // What is asked for; a start finds out whether the image has it.
+        let level = if config.agent.is_some() { v1::AgentLevel::Containerssh } else { v1::AgentLevel::None };
         let (target, opened, undo) = match config.mode {
             Mode::Session => {
                 renewed.await?;
                 let base = template::base_pod(config, &who, &environment);
-                let opened = v1::Opened { agent_level: v1::AgentLevel::None.into(), ..v1::Opened::default() };
+                let opened = v1::Opened { agent_level: level.into(), ..v1::Opened::default() };
                 (Target::Template(Box::new(base)), opened, None)
             }
             Mode::Connection => {
@@ -141,7 +143,7 @@ impl Connections {
                     handle: Bytes::new(),
                     pod_namespace: pod.namespace,
                     pod_name: pod.name,
-                    agent_level: v1::AgentLevel::None.into(),
+                    agent_level: level.into(),
                 };
                 (target, opened, Some(undo))
             }

@@ -49,6 +49,9 @@ pub struct Contents {
     pub subsystems: BTreeMap<String, String>,
     /// The connection's environment; a session's own comes after it.
     pub environment: BTreeMap<String, String>,
+    /// The path of the guest agent in the console container; `None` = it is off.
+    #[serde(default)]
+    pub agent: Option<String>,
     /// Where programs run.
     pub target: Target,
 }
@@ -89,6 +92,7 @@ impl Contents {
             shell: config.shell_command.clone(),
             subsystems: config.subsystems.clone(),
             environment,
+            agent: config.agent.clone(),
             target,
         }
     }

@@ -2,6 +2,7 @@
 
 use super::{
     Opening, Sessions,
+    console::Signaller,
     ending::{of_exec, of_gone, read_exit},
     machine::Machine,
     start::Running,
@@ -13,11 +14,12 @@ use crate::{
     handle::Contents,
     wrapper::true_end,
 };
-use futures::{Stream, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
 use podbay::v1::{self, AgentLevel, Reason, Refusal, exit::End};
+use std::time::Duration;
 use tokio::{
     sync::mpsc,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +36,12 @@ pub struct Report {
     /// Bytes given of stdin, sent of stdout and of stderr.
     pub bytes: [u64; 3],
 }
+
+/// A signal under way: its id, and what comes of it.
+type Delivery = (u64, BoxFuture<'static, Result<(), Refusal>>);
+
+/// How long a program's end waits for the answer to the signal that may have ended it.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// Why the stream ends without Exit.
 enum Stop {
@@ -56,6 +64,12 @@ struct Driver<S> {
     progress: mpsc::Receiver<v1::Progress>,
     /// This replica ends: the session is cut.
     cut: CancellationToken,
+    /// Delivers signals, once the program runs and where an agent can.
+    signaller: Option<Signaller>,
+    /// The signal that is being delivered; one at a time, so that they arrive in order.
+    signalling: Option<Delivery>,
+    /// The bound of one.
+    signal_bound: Duration,
 }
 
 impl Sessions {
@@ -76,9 +90,26 @@ impl Sessions {
         S: Stream<Item = Result<v1::RunSessionRequest, E>> + Unpin,
     {
         let (news, progress) = mpsc::channel(4);
-        let machine = Machine::new(opening.tty, opening.credits());
-        let mut driver = Driver { machine, client, client_open: true, to_client, progress, cut };
+        let mut machine = Machine::new(opening.tty, opening.credits());
+        if contents.agent.is_none() {
+            machine.without_signals();
+        }
+        let mut driver = Driver {
+            machine,
+            client,
+            client_open: true,
+            to_client,
+            progress,
+            cut,
+            signaller: None,
+            signalling: None,
+            signal_bound: contents.timeouts.signal,
+        };
         let result = self.run_with(contents, caller, &opening, news, &mut driver).await;
+        if let (Err(_), Mode::Connection, Some(signaller)) = (&result, contents.mode(), driver.signaller.take()) {
+            // Nobody waits for the program any more, and the pod may live on.
+            self.lifecycle.tracker().spawn(signaller.kill(contents.timeouts.signal));
+        }
         let (kind, refusal) = match result {
             Ok(exit) => match exit.end {
                 Some(End::Code(_)) => ("exit", None),
@@ -121,15 +152,20 @@ impl Sessions {
             let text = "the program was not started in time (timeouts.commandStart)";
             Stop::Refused(Refusal::new(Reason::CommandStartTimeout, text))
         };
-        let Running { mut streams, pod, own_pod, stdout, stderr, warning, wrapped } = started.map_err(late)??;
+        let Running { mut streams, pod, own_pod, stdout, stderr, warning, wrapped, signaller } =
+            started.map_err(late)??;
         drop(news);
         driver.machine.started(v1::Started {
-            agent_level: AgentLevel::None.into(),
+            agent_level: if signaller.is_some() { AgentLevel::Containerssh } else { AgentLevel::None }.into(),
             pod_namespace: pod.namespace.clone(),
             pod_name: pod.name.clone(),
             warning,
             ..v1::Started::default()
         });
+        match signaller {
+            Some(signaller) => driver.signaller = Some(signaller),
+            None => driver.machine.without_signals(),
+        }
         driver.machine.stdout(stdout);
         for bytes in stderr {
             driver.machine.stderr(bytes);
@@ -143,6 +179,7 @@ impl Sessions {
             (end, Mode::Connection | Mode::Session) => end,
         };
         drop(streams);
+        driver.signaller = None;
         driver.machine.discard_input();
         let cluster = &**self.lifecycle.cluster();
         let ending = async {
@@ -155,6 +192,11 @@ impl Sessions {
         let mut exit = driver.attend(ending).await?;
         if let Some(End::Lost(refusal)) = &mut exit.end {
             refusal.connection_id = contents.connection.to_string();
+        }
+        if let Some((id, delivery)) = driver.signalling.take() {
+            let ended = |_| Err(Refusal::new(Reason::SignalNotDelivered, "the program has ended"));
+            let result = driver.attend(timeout(LAST_ANSWER, delivery)).await?.unwrap_or_else(ended);
+            driver.machine.signalled(id, result);
         }
         // The pod is not needed any more; the client's last reads need not hold it.
         drop(own_pod);
@@ -175,6 +217,9 @@ where
         if !self.client_open && self.machine.wants_credit() {
             return Err(violation("the client closed its side, but output waits for more credit").into());
         }
+        if self.signalling.is_none() {
+            self.signalling = self.next_signal();
+        }
         tokio::select! {
             frame = self.client.next(), if reads => match frame {
                 Some(Ok(frame)) => self.machine.receive(frame)?,
@@ -190,6 +235,10 @@ where
                 (Err(_), _) => return Err(Stop::Gone),
             },
             Some(progress) = self.progress.recv() => self.machine.progress(progress),
+            (id, result) = delivered(&mut self.signalling) => {
+                self.signalling = None;
+                self.machine.signalled(id, result);
+            }
             () = self.to_client.closed() => return Err(Stop::Gone),
             () = self.cut.cancelled() => {
                 let text = "this server is shutting down: log in again";
@@ -197,6 +246,14 @@ where
             }
         }
         Ok(())
+    }
+
+    fn next_signal(&mut self) -> Option<Delivery> {
+        let signaller = self.signaller.clone()?;
+        let signal = self.machine.take_signal()?;
+        let asked = signal.deadline.and_then(|deadline| Duration::try_from(deadline).ok());
+        let bound = asked.map_or(self.signal_bound, |asked| asked.min(self.signal_bound));
+        Some((signal.id, signaller.deliver(signal.name, bound).boxed()))
     }
 
     /// Serves the client until `work` is done.
@@ -242,5 +299,13 @@ where
             self.step().await?;
         }
         Ok(())
+    }
+}
+
+/// What came of the signal under way; never, where there is none. Cancel safe.
+async fn delivered(signalling: &mut Option<Delivery>) -> (u64, Result<(), Refusal>) {
+    match signalling {
+        Some((id, delivery)) => (*id, delivery.await),
+        None => std::future::pending().await,
     }
 }

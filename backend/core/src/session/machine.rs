@@ -13,6 +13,8 @@ use podbay::{
 use podbay_agent_wire::flow::{Incoming, Outgoing};
 use std::collections::VecDeque;
 
+const NO_AGENT: &str = "a signal can't be delivered: no agent runs in this pod (on a terminal, ^C and the like work)";
+
 /// Output kept per stream for want of credit; when one is full, neither is read any more. A client that reads only one
 /// of them loses nothing, and costs no more than this.
 const HOLD: usize = 256 * 1024;
@@ -20,6 +22,8 @@ const HOLD: usize = 256 * 1024;
 const HOLD_EARLY: usize = 1024 * 1024;
 /// Answers and the like that wait to be sent; beyond it the client is not read until it has read.
 const MAX_CONTROL: usize = 256;
+/// Signals that wait for the one before.
+const MAX_SIGNALS: usize = 64;
 /// The largest Data frame that the contract allows.
 const MAX_DATA: usize = 64 * 1024;
 
@@ -37,6 +41,9 @@ pub struct Machine {
     stderr_next: bool,
     control: VecDeque<Frame>,
     resize: Option<(u16, u16)>,
+    signals: VecDeque<v1::Signal>,
+    /// Whether something can deliver them; known when the program runs.
+    delivers: Option<bool>,
     /// Bytes given to the program.
     given: u64,
     /// The last of them.
@@ -125,6 +132,8 @@ impl Machine {
             stderr_next: false,
             control: VecDeque::new(),
             resize: None,
+            signals: VecDeque::new(),
+            delivers: None,
             given: 0,
             last_given: None,
         }
@@ -162,13 +171,7 @@ impl Machine {
                 if signal.name.len() > 32 {
                     return Err(violation("a signal's name has at most 32 bytes"));
                 }
-                let why = match self.phase {
-                    Phase::Starting | Phase::Running => {
-                        "a signal can't be delivered: no agent runs in this pod (on a terminal, ^C and the like work)"
-                    }
-                    Phase::Ending(_) | Phase::Done => "the program has ended",
-                };
-                self.answer(signal.id, Some(Refusal::new(Reason::SignalNotDelivered, why)));
+                self.signal(signal);
                 Ok(())
             }
             FromClient::Resize(resize) => self.resize(&resize),
@@ -214,6 +217,45 @@ impl Machine {
         }
         out.flow.credit(credit.limit);
         Ok(())
+    }
+
+    fn signal(&mut self, signal: v1::Signal) {
+        match (&self.phase, self.delivers) {
+            (Phase::Ending(_) | Phase::Done, _) => self.not_delivered(signal.id, "the program has ended"),
+            (Phase::Starting | Phase::Running, Some(false)) => self.not_delivered(signal.id, NO_AGENT),
+            (Phase::Starting | Phase::Running, None | Some(true)) if self.signals.len() < MAX_SIGNALS => {
+                self.signals.push_back(signal);
+            }
+            (Phase::Starting | Phase::Running, None | Some(true)) => {
+                self.not_delivered(signal.id, "too many signals wait already");
+            }
+        }
+    }
+
+    fn not_delivered(&mut self, id: u64, why: &str) {
+        self.answer(id, Some(Refusal::new(Reason::SignalNotDelivered, why)));
+    }
+
+    /// Nothing can deliver signals: they are refused, at once.
+    pub fn without_signals(&mut self) {
+        self.delivers = Some(false);
+        self.refuse_signals(NO_AGENT);
+    }
+
+    fn refuse_signals(&mut self, why: &str) {
+        for signal in std::mem::take(&mut self.signals) {
+            self.not_delivered(signal.id, why);
+        }
+    }
+
+    /// The next signal for the program, once it runs. [`Self::signalled`] answers it.
+    pub fn take_signal(&mut self) -> Option<v1::Signal> {
+        if matches!(self.phase, Phase::Running) { self.signals.pop_front() } else { None }
+    }
+
+    /// What came of a signal.
+    pub fn signalled(&mut self, id: u64, result: Result<(), Refusal>) {
+        self.answer(id, result.err());
     }
 
     fn resize(&mut self, resize: &v1::Resize) -> Result<(), Refusal> {
@@ -297,6 +339,7 @@ impl Machine {
     /// The program has ended so: after what is kept and the ends of its streams, this is the last frame.
     pub fn finish(&mut self, exit: v1::Exit) {
         self.phase = Phase::Ending(exit);
+        self.refuse_signals("the program has ended");
         self.discard_input();
     }
 

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 fn machine(stdout: u64, stderr: u64) -> Machine {
     let mut machine = Machine::new(false, Credits { stdout, stderr });
+    machine.without_signals();
     machine.started(v1::Started::default());
     assert!(matches!(machine.next(), Some(Frame::Started(started)) if started.stdin_credit == MAX_CREDIT));
     machine
@@ -62,6 +63,7 @@ fn what_breaks_the_protocol_is_told() {
 #[test]
 fn signals_and_resizes_are_answered_though_nothing_flows() {
     let mut machine = Machine::new(true, Credits { stdout: 0, stderr: 0 });
+    machine.without_signals();
     machine.started(v1::Started::default());
     machine.next();
     machine.stdout(vec![b'x'; HOLD].into());

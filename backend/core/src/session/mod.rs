@@ -1,8 +1,9 @@
-//! Sessions without an agent: one program, one exec or attach, one stream of frames.
+//! Sessions: one program, one stream of frames. Here without an agent or with `containerssh-agent`: one exec or attach each.
 //!
 //! [`Machine`] decides what may be sent and kept, without I/O; [`Sessions::run`] joins it with a cluster's streams and keeps
-//! the deadlines. Continuing, detaching and signalling need the agent, and are refused by name.
+//! the deadlines. What an agent level lacks is refused by name.
 
+mod console;
 mod driver;
 mod ending;
 mod machine;
@@ -56,6 +57,7 @@ mod testing {
             shell: vec!["/bin/bash".into()],
             subsystems: [("sftp".to_owned(), "/usr/lib/openssh/sftp-server".to_owned())].into(),
             environment: std::collections::BTreeMap::new(),
+            agent: None,
             target: Target::Pod {
                 namespace: "ns".into(),
                 name: "p".into(),

@@ -3,7 +3,11 @@
 //! All of it is one future under one deadline that its caller keeps; dropping it undoes what it began: the stream is
 //! dropped, and a program's own pod is deleted in the background.
 
-use super::{Opening, Sessions, ending::is_missing};
+use super::{
+    Opening, Sessions,
+    console::{Console, PidReader, Signaller},
+    ending::is_missing,
+};
 use crate::{
     cluster::{ClusterError, Input, Output, PodRef, StreamEnd, StreamRequest, Streams},
     failure::short,
@@ -15,10 +19,12 @@ use crate::{
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Pod;
 use podbay::v1::{self, Reason, Refusal};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::{sync::mpsc, time::Instant};
 
 const NO_SHELL: &str = "this image has no /bin/sh: environment and terminal size are not set, and an upload may be cut";
+const NO_SHELL_BUT_AGENT: &str =
+    "this image has no /bin/sh: the terminal's size may come late, and an upload may be cut";
 const IMAGES_OWN: &str = "the image's own command runs: output from before the connection may be missing";
 const NO_EOF: &str = "this cluster can't end a program's stdin (v4.channel.k8s.io)";
 
@@ -38,6 +44,8 @@ pub(super) struct Running {
     pub warning: String,
     /// Whether the stream's end is the wrapper's ([`wrapper::true_end`]).
     pub wrapped: bool,
+    /// Delivers signals, where an agent can.
+    pub signaller: Option<Signaller>,
 }
 
 /// A pod of one program: deleted, under a fresh `podStop`, when this is dropped.
@@ -62,6 +70,75 @@ struct Marked {
     streams: Streams,
     stdout: Bytes,
     stderr: Vec<Bytes>,
+}
+
+impl Marked {
+    /// From its very beginning.
+    fn unread(streams: Streams) -> Self {
+        Self { streams, stdout: Bytes::new(), stderr: Vec::new() }
+    }
+
+    /// Reads the PID that an agent at `path` tells before its program's output.
+    async fn pid(&mut self, mut reader: PidReader, path: &str) -> Result<u32, Refusal> {
+        let mut next = std::mem::take(&mut self.stdout);
+        let mut early: usize = self.stderr.iter().map(Bytes::len).sum();
+        loop {
+            if let Some((pid, rest)) = reader.take(&next) {
+                self.stdout = rest;
+                return Ok(pid);
+            }
+            next = Bytes::new();
+            let missing = |words: &str| {
+                let text = format!(
+                    "the image has no agent that runs at {path} ({}): add it to the image, or set \
+                     kubernetes.pod.disableAgent: true",
+                    short(words)
+                );
+                Err(Refusal::new(Reason::AgentMissing, text))
+            };
+            match self.streams.output.recv().await {
+                Some(Output::Stdout(bytes)) => next = bytes,
+                Some(Output::Stderr(bytes)) => {
+                    early += bytes.len();
+                    if early > MAX_EARLY {
+                        return Err(Refusal::new(Reason::ContainerFailed, format!("{path} floods its stderr")));
+                    }
+                    self.stderr.push(bytes);
+                }
+                Some(Output::End(StreamEnd::ExitCode(_))) => return missing(&self.words()),
+                Some(Output::End(StreamEnd::Failed { message, .. })) if is_missing(&message) => {
+                    return missing(&message);
+                }
+                Some(Output::End(StreamEnd::Failed { reason, message })) => {
+                    let text = format!("the program can't be started: {reason} {}", short(&message));
+                    return Err(Refusal::new(Reason::CommandNotStarted, text));
+                }
+                Some(Output::End(StreamEnd::Success | StreamEnd::Lost(_))) | None => {
+                    let text = "the connection to the pod broke before the program started";
+                    return Err(Refusal::new(Reason::StreamLost, text));
+                }
+            }
+        }
+    }
+
+    /// What was said on stderr.
+    fn words(&self) -> String {
+        let all: Vec<u8> = self.stderr.iter().flat_map(|bytes| bytes.iter().copied()).take(4096).collect();
+        String::from_utf8_lossy(&all).into_owned()
+    }
+}
+
+/// How a program was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// In the wrapper.
+    Wrapped,
+    /// Without: the image has no shell.
+    Bare,
+    /// As a container's own, without the wrapper; where there is an agent, it waits for the attach.
+    BareWaits,
+    /// As the image says.
+    ImagesOwn,
 }
 
 impl Sessions {
@@ -94,10 +171,13 @@ impl Sessions {
         };
         if !self.shells.is_bare(image) {
             let nonce = Nonce::new(rand::random());
-            let wrapped = wrapper::for_exec(program(opening), &nonce).map_err(|error| unfit(&error))?;
+            let argv = under_agent(contents, opening, Start::Wrapped);
+            let wrapped = wrapper::for_exec(program(opening, &argv), &nonce).map_err(|error| unfit(&error))?;
             let streams = self.open_stream(&pod, &request(wrapped.command.clone())).await?;
             match marked(streams, &wrapped, &nonce, false).await? {
-                Tried::Runs(marked) => return Ok(running(*marked, pod, None, opening.tty)),
+                Tried::Runs(marked) => {
+                    return self.running(contents, opening, *marked, pod, None, Start::Wrapped).await;
+                }
                 Tried::NoShell => {
                     tracing::info!(pod = pod.name, image, "the image has no shell");
                     self.shells.mark_bare(image);
@@ -105,8 +185,8 @@ impl Sessions {
             }
         }
         needs_no_shell(opening)?;
-        let streams = self.open_stream(&pod, &request(opening.argv.clone())).await?;
-        Ok(bare(streams, pod, None, opening.tty, NO_SHELL))
+        let streams = self.open_stream(&pod, &request(under_agent(contents, opening, Start::Bare))).await?;
+        self.running(contents, opening, Marked::unread(streams), pod, None, Start::Bare).await
     }
 
     /// In a pod of its own.
@@ -124,7 +204,8 @@ impl Sessions {
         if !opening.argv.is_empty() && !self.shells.is_bare(&image) {
             // Of the session's id, so that a second start of the session knows the first one's pod.
             let nonce = Nonce::new(*opening.session.as_bytes());
-            let wrapped = wrapper::for_container(program(opening), &nonce).map_err(|error| unfit(&error))?;
+            let argv = under_agent(contents, opening, Start::Wrapped);
+            let wrapped = wrapper::for_container(program(opening, &argv), &nonce).map_err(|error| unfit(&error))?;
             let nothing = BTreeMap::new();
             let pod = pod_of(contents, opening, base, Some(wrapped.command.clone()), &nothing);
             match self.start_pod(contents, pod, deadline, progress).await {
@@ -132,7 +213,9 @@ impl Sessions {
                     let pod = own.pod.clone();
                     let streams = self.open_stream(&pod, &attach).await?;
                     match marked(streams, &wrapped, &nonce, true).await? {
-                        Tried::Runs(marked) => return Ok(running(*marked, pod, Some(own), opening.tty)),
+                        Tried::Runs(marked) => {
+                            return self.running(contents, opening, *marked, pod, Some(own), Start::Wrapped).await;
+                        }
                         Tried::NoShell => self.shells.mark_bare(&image),
                     }
                 }
@@ -147,14 +230,55 @@ impl Sessions {
             }
         }
         needs_no_shell(opening)?;
-        let command = (!opening.argv.is_empty()).then(|| opening.argv.clone());
-        let warning = if command.is_some() { NO_SHELL } else { IMAGES_OWN };
+        let (command, start) = if opening.argv.is_empty() {
+            (None, Start::ImagesOwn)
+        } else {
+            (Some(under_agent(contents, opening, Start::BareWaits)), Start::BareWaits)
+        };
         let environment = opening.environment.iter().cloned().collect();
         let pod = pod_of(contents, opening, base, command, &environment);
         let own = self.start_pod(contents, pod, deadline, progress).await?;
         let pod = own.pod.clone();
         let streams = self.open_stream(&pod, &attach).await?;
-        Ok(bare(streams, pod, Some(own), opening.tty, warning))
+        if contents.agent.is_some() {
+            let byte = Bytes::from_static(Console::start_byte(opening.tty));
+            // A stream that takes nothing tells why when it is read.
+            let _ = streams.input.send(Input::Stdin(byte)).await;
+        }
+        self.running(contents, opening, Marked::unread(streams), pod, Some(own), start).await
+    }
+
+    /// A stream whose program starts: with an agent, its PID comes first.
+    async fn running(
+        &self,
+        contents: &Contents,
+        opening: &Opening,
+        mut marked: Marked,
+        pod: PodRef,
+        own_pod: Option<OwnPod>,
+        start: Start,
+    ) -> Result<Running, Refusal> {
+        let signaller = match &contents.agent {
+            Some(path) if start != Start::ImagesOwn => {
+                let reader = PidReader::new(opening.tty, start == Start::BareWaits);
+                let pid = marked.pid(reader, path).await?;
+                let (cluster, container) = (Arc::clone(self.lifecycle.cluster()), contents.console.clone());
+                Some(Signaller { cluster, pod: pod.clone(), container, path: path.clone(), pid })
+            }
+            Some(_) | None => None,
+        };
+        let Marked { streams, stdout, stderr } = marked;
+        let mut warning = match start {
+            Start::Wrapped => String::new(),
+            Start::Bare | Start::BareWaits if signaller.is_some() => NO_SHELL_BUT_AGENT.to_owned(),
+            Start::Bare | Start::BareWaits => NO_SHELL.to_owned(),
+            Start::ImagesOwn => IMAGES_OWN.to_owned(),
+        };
+        if !streams.half_close && !opening.tty {
+            let and = if warning.is_empty() { "" } else { "; " };
+            warning = format!("{warning}{and}{NO_EOF}");
+        }
+        Ok(Running { streams, pod, own_pod, stdout, stderr, warning, wrapped: start == Start::Wrapped, signaller })
     }
 
     async fn start_pod(
@@ -200,8 +324,15 @@ fn named(contents: &Contents, opening: &Opening, base: &Pod) -> Option<PodRef> {
     Some(PodRef { namespace: metadata.namespace?, name: metadata.name?, uid: None })
 }
 
-fn program(opening: &Opening) -> Program<'_> {
-    Program { argv: &opening.argv, environment: &opening.environment, size: opening.size }
+fn program<'a>(opening: &'a Opening, argv: &'a [String]) -> Program<'a> {
+    Program { argv, environment: &opening.environment, size: opening.size }
+}
+
+/// The program's argument vector, behind the agent's where there is one. In a pod of its own the environment is the pod's.
+fn under_agent(contents: &Contents, opening: &Opening, start: Start) -> Vec<String> {
+    let Some(path) = &contents.agent else { return opening.argv.clone() };
+    let environment = if start == Start::Bare { opening.environment.as_slice() } else { &[] };
+    Console { path, environment, wait: start == Start::BareWaits }.command(&opening.argv)
 }
 
 fn unfit(error: &WrapError) -> Refusal {
@@ -227,17 +358,6 @@ fn no_shell(refusal: &Refusal) -> bool {
 fn image_of(base: &Pod, console: &str) -> String {
     let containers = base.spec.iter().flat_map(|spec| &spec.containers);
     containers.filter(|c| c.name == console).find_map(|c| c.image.clone()).unwrap_or_default()
-}
-
-fn running(marked: Marked, pod: PodRef, own_pod: Option<OwnPod>, tty: bool) -> Running {
-    let Marked { streams, stdout, stderr } = marked;
-    let warning = if streams.half_close || tty { String::new() } else { NO_EOF.to_owned() };
-    Running { streams, pod, own_pod, stdout, stderr, warning, wrapped: true }
-}
-
-fn bare(streams: Streams, pod: PodRef, own_pod: Option<OwnPod>, tty: bool, warning: &str) -> Running {
-    let warning = if streams.half_close || tty { warning.to_owned() } else { format!("{warning}; {NO_EOF}") };
-    Running { streams, pod, own_pod, stdout: Bytes::new(), stderr: Vec::new(), warning, wrapped: false }
 }
 
 /// Until the wrapper says that it starts the program. No byte of the client's goes in before.
