@@ -4,12 +4,13 @@
 //! result. [`SoftStop`] holds back one channel's input without stopping its neighbours; [`InputQueue`] keeps a
 //! channel's input until the program takes it; [`ChannelState`] decides what each channel request means and how it is
 //! answered; [`Ending`] says how a program's end looks to an SSH client; [`Startups`] thins out connections that have
-//! not logged in.
+//! not logged in; [`ClientSession`] keeps a program's session over all its streams.
 
 pub mod channel;
 pub mod env;
 pub mod exit;
 pub mod queue;
+pub mod session;
 pub mod soft_stop;
 pub mod startups;
 
@@ -17,5 +18,6 @@ pub use channel::{ChannelState, Program, PtyRequest, Request, Start, Step, Windo
 pub use env::{EnvError, Environment};
 pub use exit::{Ending, Report};
 pub use queue::{InputQueue, Piece};
+pub use session::{ClientSession, Event, Violation};
 pub use soft_stop::{Limits, SoftStop, TINY, WindowExceeded};
 pub use startups::Startups;

@@ -15,7 +15,7 @@ use crate::{
     wrapper::true_end,
 };
 use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
-use podbay::v1::{self, AgentLevel, Reason, Refusal, exit::End};
+use podbay::v1::{self, AgentLevel, Reason, Refusal, exit::End, run_session_request::Frame as FromClient};
 use std::time::Duration;
 use tokio::{
     sync::mpsc,
@@ -222,6 +222,9 @@ where
         }
         tokio::select! {
             frame = self.client.next(), if reads => match frame {
+                Some(Ok(v1::RunSessionRequest { frame: Some(FromClient::Hangup(v1::Hangup {})) })) => {
+                    return Err(Stop::Gone);
+                }
                 Some(Ok(frame)) => self.machine.receive(frame)?,
                 Some(Err(_)) => return Err(Stop::Gone),
                 None => {

@@ -175,6 +175,8 @@ impl Machine {
                 Ok(())
             }
             FromClient::Resize(resize) => self.resize(&resize),
+            // Its driver's to act on.
+            FromClient::Hangup(v1::Hangup {}) => Ok(()),
         }
     }
 
