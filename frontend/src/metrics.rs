@@ -147,6 +147,7 @@ pub struct Metrics {
     auth: Family<Auth, Counter>,
     sessions: Gauge,
     session_ends: Family<Ended, Counter>,
+    resumed: Counter,
     turned: Family<Why, Counter>,
     bytes: Family<Way, Counter>,
     queued: Gauge,
@@ -177,6 +178,7 @@ impl Metrics {
             auth: Family::default(),
             sessions: Gauge::default(),
             session_ends: Family::default(),
+            resumed: Counter::default(),
             turned: Family::default(),
             bytes: Family::default(),
             queued: Gauge::default(),
@@ -194,6 +196,7 @@ impl Metrics {
         registry.register("auth_attempts", "Attempts to log in by method and result", m.auth);
         registry.register("sessions", "Programs that start or run", m.sessions);
         registry.register("session_ends", "Ended programs by how they ended", m.session_ends);
+        registry.register("sessions_resumed", "Sessions that went on over another stream", m.resumed);
         registry.register("refused", "Peers and requests turned away by reason", m.turned);
         registry.register_with_unit("data", "Session data by direction", Unit::Bytes, m.bytes);
         registry.register_with_unit("queued_input", "Input that programs have not taken", Unit::Bytes, m.queued);
@@ -232,6 +235,11 @@ impl Metrics {
     pub fn session_ended(&self, end: SessionEnd) {
         self.sessions.dec();
         self.session_ends.get_or_create(&Ended { end }).inc();
+    }
+
+    /// A program goes on over another stream.
+    pub fn session_resumed(&self) {
+        self.resumed.inc();
     }
 
     /// Somebody was turned away.

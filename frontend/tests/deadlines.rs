@@ -132,6 +132,10 @@ impl Backend for Scripted {
         async move { answer.map(|answer| (replica(1), answer)) }.boxed()
     }
 
+    fn ack_exit(&self, _: Choice, _: v1::AckExitRequest, _: Duration) -> BoxFuture<'_, Answer<v1::AckExitResponse>> {
+        async { Err(Failure::NoReplica) }.boxed()
+    }
+
     fn run_session(&self, _: Choice, _: Requests) -> BoxFuture<'_, Answer<Frames<v1::RunSessionResponse>>> {
         async { Err(Failure::NoReplica) }.boxed()
     }
@@ -146,7 +150,12 @@ fn accepted(seconds: i64) -> Event {
         signal: timeout,
         window: timeout,
     };
-    Event::Accepted(v1::Accepted { timeouts: Some(timeouts), policy: None, mode: v1::ExecutionMode::Connection.into() })
+    Event::Accepted(v1::Accepted {
+        timeouts: Some(timeouts),
+        policy: None,
+        mode: v1::ExecutionMode::Connection.into(),
+        backend_wait: None,
+    })
 }
 
 fn opened() -> Event {

@@ -209,9 +209,8 @@ impl ClientSession {
         usize::try_from(self.stdin.flow.room()).unwrap_or(usize::MAX).saturating_sub(self.stdin.fresh_len)
     }
 
-    /// Takes stdin, at most [`Self::room`].
+    /// Takes stdin, at most [`Self::room`] at some time before: credit never shrinks. What is more waits.
     pub fn push(&mut self, bytes: Bytes) {
-        debug_assert!(bytes.len() <= self.room());
         self.stdin.fresh_len += bytes.len();
         self.stdin.fresh.push_back(bytes);
     }
@@ -451,8 +450,9 @@ impl Stdin {
             self.again -= data.len();
             (self.flow.acked() + at as u64, Bytes::from(data))
         } else {
-            let front = self.fresh.front_mut()?;
-            let data = front.split_to(front.len().min(FRAME));
+            let room = usize::try_from(self.flow.room()).unwrap_or(usize::MAX).min(FRAME);
+            let front = self.fresh.front_mut().filter(|_| room > 0)?;
+            let data = front.split_to(front.len().min(room));
             if !front.has_remaining() {
                 self.fresh.pop_front();
             }

@@ -175,6 +175,14 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
         deadline: Duration,
     ) -> BoxFuture<'_, Answer<v1::HeartbeatResponse>>;
 
+    /// Says that an exit is known, within `deadline`.
+    fn ack_exit(
+        &self,
+        choice: Choice,
+        request: v1::AckExitRequest,
+        deadline: Duration,
+    ) -> BoxFuture<'_, Answer<v1::AckExitResponse>>;
+
     /// Runs a program.
     fn run_session(&self, choice: Choice, requests: Requests) -> BoxFuture<'_, Answer<Frames<v1::RunSessionResponse>>>;
 }

@@ -27,6 +27,8 @@ pub struct Terms {
     pub session_mode: bool,
     /// The subsystems there are; empty = the backend decides.
     pub subsystems: Vec<String>,
+    /// How long sessions wait for a backend.
+    pub backend_wait: Duration,
     /// The most sessions at once; 0 = no limit but our own.
     pub max_sessions: usize,
 }
@@ -41,6 +43,7 @@ impl Default for Terms {
             window: DEFAULT,
             session_mode: false,
             subsystems: Vec::new(),
+            backend_wait: DEFAULT,
             max_sessions: 0,
         }
     }
@@ -61,6 +64,7 @@ impl From<v1::Accepted> for Terms {
             signal: or_default(timeouts.signal),
             window: or_default(timeouts.window),
             session_mode,
+            backend_wait: or_default(accepted.backend_wait),
             subsystems: policy.subsystems,
             max_sessions: policy.max_sessions as usize,
         }

@@ -206,6 +206,23 @@ impl Backend for Pool {
         .boxed()
     }
 
+    fn ack_exit(
+        &self,
+        choice: Choice,
+        request: v1::AckExitRequest,
+        deadline: Duration,
+    ) -> BoxFuture<'_, Answer<v1::AckExitResponse>> {
+        async move {
+            let since = Instant::now();
+            let (replica, running) = self.begin(&choice)?;
+            let mut request = Request::new(request);
+            request.set_timeout(deadline);
+            let called = SessionServiceClient::new(running.channel()).ack_exit(request).await;
+            Ok((replica, self.done("AckExit", since, replica, called)?.into_inner()))
+        }
+        .boxed()
+    }
+
     fn run_session(&self, choice: Choice, requests: Requests) -> BoxFuture<'_, Answer<Frames<v1::RunSessionResponse>>> {
         async move {
             let since = Instant::now();

@@ -1,10 +1,6 @@
 //! Signals and terminal sizes: requests with a deadline of their own, which no data holds up.
 
-use super::{
-    link::{Gone, Link},
-    open,
-    output::Output,
-};
+use super::{link::Link, open, output::Output};
 use crate::backend::Terms;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use podbay::v1::{self, run_session_request::Frame};
@@ -47,22 +43,18 @@ impl Controls {
         let mut told = self.first;
         loop {
             let room = waiting.len() < OUTSTANDING;
-            let asked = tokio::select! {
+            let asking = tokio::select! {
                 Some(done) = waiting.next(), if !waiting.is_empty() => {
                     finished(link, output, done);
                     continue;
                 }
-                Some(name) = self.signals.recv(), if room => signal(link, name, terms.signal).await,
+                Some(name) = self.signals.recv(), if room => signal(link, name, terms.signal),
                 size = next_size(&mut self.size, told), if room => {
                     told = Some(size);
-                    resize(link, size, terms.window).await
+                    resize(link, size, terms.window)
                 }
             };
-            match asked {
-                Ok(answer) => waiting.push(answer),
-                // The stream has ended; whoever reads it knows.
-                Err(Gone) => return std::future::pending().await,
-            }
+            waiting.push(asking);
         }
     }
 }
@@ -76,17 +68,17 @@ async fn next_size(size: &mut watch::Receiver<Option<WindowSize>>, told: Option<
     }
 }
 
-async fn signal(link: &Link, name: String, deadline: Duration) -> Result<BoxFuture<'static, Done>, Gone> {
+fn signal(link: &Link, name: String, deadline: Duration) -> BoxFuture<'static, Done> {
     let wire = name.clone();
     let ask = |id| Frame::Signal(v1::Signal { id, name: wire, deadline: wire_duration(deadline) });
-    let (id, answer) = link.ask(ask).await?;
-    Ok(answered(id, Some(name), answer, deadline))
+    let (id, answer) = link.ask(ask);
+    answered(id, Some(name), answer, deadline)
 }
 
-async fn resize(link: &Link, size: WindowSize, deadline: Duration) -> Result<BoxFuture<'static, Done>, Gone> {
+fn resize(link: &Link, size: WindowSize, deadline: Duration) -> BoxFuture<'static, Done> {
     let ask = |id| Frame::Resize(v1::Resize { id, size: Some(open::size(size)), deadline: wire_duration(deadline) });
-    let (id, answer) = link.ask(ask).await?;
-    Ok(answered(id, None, answer, deadline))
+    let (id, answer) = link.ask(ask);
+    answered(id, None, answer, deadline)
 }
 
 fn answered(

@@ -1,162 +1,161 @@
-//! One RunSession stream: its requests, its credit in both directions, and the answers that are awaited.
+//! One session's link to the backend: its state over all its streams, and the answers that are awaited.
+//!
+//! Tasks put what they have into the state ([`ClientSession`]); [`Link::write`] carries it into whatever stream there is.
 
-use crate::backend::Requests;
-use podbay::{
-    MAX_CREDIT,
-    v1::{self, Stream, run_session_request::Frame},
-};
-use podbay_agent_wire::flow::{FlowError, Incoming, Outgoing};
+use podbay::v1::{self, Stream, run_session_request::Frame};
+use podbay_frontend_core::{ClientSession, Event, Violation};
 use std::{
     collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio_stream::wrappers::ReceiverStream;
 
-/// Frames on their way into the stream; the bound is what makes tasks wait, not what keeps data bounded.
+/// Frames on their way into a stream; the bound is what makes the writer wait, not what keeps data bounded.
 const QUEUE: usize = 8;
 
-/// The stream is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gone;
+/// Where frames of one stream go.
+pub type Requests = mpsc::Sender<v1::RunSessionRequest>;
 
-/// The client's end of a stream.
+/// A session's state, shared by its tasks.
 #[derive(Debug)]
 pub struct Link {
-    requests: mpsc::Sender<v1::RunSessionRequest>,
-    stdin: Mutex<Outgoing>,
+    state: Mutex<State>,
+    /// There may be a frame to send.
+    outgoing: Notify,
+    /// There may be room for stdin.
     room: Notify,
-    stdout: Mutex<Incoming>,
-    stderr: Mutex<Incoming>,
-    asked: Mutex<Asked>,
 }
 
-#[derive(Debug, Default)]
-struct Asked {
-    last: u64,
+#[derive(Debug)]
+struct State {
+    session: ClientSession,
     waiting: HashMap<u64, oneshot::Sender<Option<v1::Refusal>>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Link {
-    /// A link, and the frames that it will send.
-    pub fn new() -> (Self, Requests) {
+    /// A link before its first stream.
+    pub fn new(terminal: bool) -> Self {
+        let state = State { session: ClientSession::new(terminal), waiting: HashMap::new() };
+        Self { state: Mutex::new(state), outgoing: Notify::new(), room: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A stream's requests, of which `open` is the first.
+    pub fn stream(&self, mut open: v1::Open) -> (Requests, crate::backend::Requests) {
+        self.state().session.open(&mut open);
         let (requests, frames) = mpsc::channel(QUEUE);
-        let link = Self {
-            requests,
-            stdin: Mutex::new(Outgoing::new(0, 0)),
-            room: Notify::new(),
-            stdout: Mutex::new(Incoming::new(0, MAX_CREDIT)),
-            stderr: Mutex::new(Incoming::new(0, MAX_CREDIT)),
-            asked: Mutex::default(),
-        };
-        (link, ReceiverStream::new(frames))
+        // The receiver is here: there is room for a first frame.
+        let _ = requests.try_send(v1::RunSessionRequest { frame: Some(Frame::Open(open)) });
+        (requests, frames.into())
     }
 
-    /// Sends a frame. Cancel safe: it is sent or not.
-    pub async fn send(&self, frame: Frame) -> Result<(), Gone> {
-        self.requests.send(v1::RunSessionRequest { frame: Some(frame) }).await.map_err(|_| Gone)
+    /// What was under way on the last stream is not known to have arrived: the next one goes on from there.
+    pub fn reopen(&self) {
+        self.state().session.reopen();
     }
 
-    /// Sends a request that is to be answered, or an Eof, with the next id. Ids go out in their order.
-    pub async fn ask(
-        &self,
-        make: impl FnOnce(u64) -> Frame,
-    ) -> Result<(u64, oneshot::Receiver<Option<v1::Refusal>>), Gone> {
-        let permit = self.requests.reserve().await.map_err(|_| Gone)?;
+    /// Whether the program outlives its streams.
+    pub fn is_durable(&self) -> bool {
+        self.state().session.is_durable()
+    }
+
+    /// Carries frames into a stream for as long as it is polled and the stream is there. Cancel safe only together with
+    /// [`Self::reopen`]: the frame in hand may or may not have gone.
+    pub async fn write(&self, requests: &Requests) -> std::convert::Infallible {
+        loop {
+            // The stream's reader tells why it is gone.
+            let Ok(permit) = requests.reserve().await else { return std::future::pending().await };
+            let frame = self.state().session.next_frame();
+            match frame {
+                Some(frame) => permit.send(frame),
+                None => {
+                    drop(permit);
+                    self.outgoing.notified().await;
+                }
+            }
+        }
+    }
+
+    /// Gives the program up on this stream.
+    pub async fn hang_up(&self, requests: &Requests) {
+        self.state().session.hang_up();
+        while !self.state().session.has_hung_up() {
+            let Ok(permit) = requests.reserve().await else { return };
+            let frame = self.state().session.next_frame();
+            match frame {
+                Some(frame) => permit.send(frame),
+                None => return,
+            }
+        }
+    }
+
+    /// Takes a frame from a stream.
+    pub fn receive(&self, frame: v1::RunSessionResponse) -> Result<Event, Violation> {
+        let mut state = self.state();
+        let event = state.session.receive(frame)?;
+        match &event {
+            Event::Room | Event::Started(_) => {
+                self.room.notify_one();
+                self.outgoing.notify_one();
+            }
+            Event::Answered(id, refusal) => {
+                // One that nobody waits for is no fault, it was late.
+                if let Some(waiting) = state.waiting.remove(id) {
+                    let _ = waiting.send(refusal.clone());
+                }
+            }
+            Event::Nothing | Event::Progress(_) | Event::Data(_) | Event::Gap(_) | Event::Moving | Event::Exit(_) => {}
+        }
+        Ok(event)
+    }
+
+    /// Asks for something that is to be answered.
+    pub fn ask(&self, make: impl FnOnce(u64) -> Frame) -> (u64, oneshot::Receiver<Option<v1::Refusal>>) {
         let (answer, answered) = oneshot::channel();
-        let mut asked = lock(&self.asked);
-        asked.last += 1;
-        let id = asked.last;
-        asked.waiting.insert(id, answer);
-        permit.send(v1::RunSessionRequest { frame: Some(make(id)) });
-        Ok((id, answered))
+        let mut state = self.state();
+        let id = state.session.ask(make);
+        state.waiting.insert(id, answer);
+        drop(state);
+        self.outgoing.notify_one();
+        (id, answered)
     }
 
     /// Nobody waits for this answer any more.
     pub fn forget(&self, id: u64) {
-        lock(&self.asked).waiting.remove(&id);
+        let mut state = self.state();
+        state.waiting.remove(&id);
+        state.session.forget(id);
     }
 
-    /// An answer has come; one that nobody waits for is no fault, it was late.
-    pub fn answered(&self, answer: v1::Answer) {
-        if let Some(waiting) = lock(&self.asked).waiting.remove(&answer.id) {
-            let _ = waiting.send(answer.refusal);
-        }
-    }
-
-    /// The first credit for stdin.
-    pub fn started(&self, started: &v1::Started) {
-        *lock(&self.stdin) = Outgoing::new(started.stdin_offset, started.stdin_credit);
-    }
-
-    /// The output credit that Open tells.
-    pub fn granted(&self) -> u64 {
-        lock(&self.stdout).granted()
-    }
-
-    /// Bytes of stdin that may be sent; waits until there are some. Cancel safe.
+    /// Bytes of stdin that may be pushed; waits until there are some. Cancel safe.
     pub async fn room(&self) -> usize {
         loop {
-            let room = lock(&self.stdin).room();
+            let room = self.state().session.room();
             if room > 0 {
-                return usize::try_from(room).unwrap_or(usize::MAX);
+                return room;
             }
             self.room.notified().await;
         }
     }
 
-    /// Takes room for `len` bytes of stdin, which [`room`](Self::room) has promised. Returns their offset.
-    pub fn sending(&self, len: usize) -> u64 {
-        lock(&self.stdin).send(len)
+    /// Stdin, at most what [`room`](Self::room) has promised to its one caller.
+    pub fn push(&self, bytes: bytes::Bytes) {
+        self.state().session.push(bytes);
+        self.outgoing.notify_one();
     }
 
-    /// How much of stdin was sent.
-    pub fn sent(&self) -> u64 {
-        lock(&self.stdin).offset()
+    /// No more stdin.
+    pub fn end_stdin(&self) {
+        self.state().session.end_stdin();
+        self.outgoing.notify_one();
     }
 
-    /// More room for stdin.
-    pub fn credited(&self, credit: &v1::Credit) {
-        if credit.stream() == Stream::Stdin && lock(&self.stdin).credit(credit.limit) {
-            self.room.notify_one();
-        }
-    }
-
-    /// Stdin that is safe at the other side.
-    pub fn acknowledged(&self, ack: &v1::Ack) -> Result<(), FlowError> {
-        if ack.stream() == Stream::Stdin { lock(&self.stdin).ack(ack.offset) } else { Ok(()) }
-    }
-
-    fn incoming(&self, stream: Stream) -> &Mutex<Incoming> {
-        match stream {
-            Stream::Stderr => &self.stderr,
-            Stream::Stdout | Stream::Stdin | Stream::Unspecified => &self.stdout,
-        }
-    }
-
-    /// Checks output that arrived.
-    pub fn received(&self, data: &v1::Data) -> Result<(), FlowError> {
-        lock(self.incoming(data.stream())).receive(data.offset, data.data.len())
-    }
-
-    /// Checks the end of an output stream.
-    pub fn ended(&self, eof: &v1::Eof) -> Result<(), FlowError> {
-        lock(self.incoming(eof.stream())).end(eof.offset)
-    }
-
-    /// The client has taken `len` bytes of output: grants more, now and then.
-    pub async fn taken(&self, stream: Stream, len: usize) -> Result<(), Gone> {
-        let (limit, offset) = {
-            let mut incoming = lock(self.incoming(stream));
-            (incoming.consume(len), incoming.consumed())
-        };
-        let Some(limit) = limit else { return Ok(()) };
-        let stream = stream.into();
-        self.send(Frame::Ack(v1::Ack { stream, offset })).await?;
-        self.send(Frame::Credit(v1::Credit { stream, limit })).await
+    /// The client has taken `len` bytes of output.
+    pub fn taken(&self, stream: Stream, len: usize) {
+        self.state().session.taken(stream, len);
+        self.outgoing.notify_one();
     }
 }

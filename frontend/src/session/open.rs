@@ -1,12 +1,8 @@
 //! The first frame of a session.
 
-use super::link::Link;
 use crate::backend::{Terms, phase::Opened};
 use bytes::Bytes;
-use podbay::{
-    SessionId,
-    v1::{self, run_session_request::Frame},
-};
+use podbay::{SessionId, v1};
 use podbay_frontend_core::{Program, Start, WindowSize};
 
 /// The size as the contract writes it.
@@ -19,8 +15,8 @@ pub fn size(size: WindowSize) -> v1::WindowSize {
     }
 }
 
-/// Open, for one attempt.
-pub fn frame(opened: &Opened, id: SessionId, attempt: u32, start: &Start, link: &Link) -> Frame {
+/// Open, but for what its link knows: attempt, offsets and credits.
+pub fn frame(opened: &Opened, id: SessionId, start: &Start) -> v1::Open {
     let pty = start.pty.as_ref().map(|pty| v1::Pty {
         term: pty.term.clone(),
         size: Some(size(pty.size)),
@@ -35,17 +31,14 @@ pub fn frame(opened: &Opened, id: SessionId, attempt: u32, start: &Start, link: 
         Program::Exec(command) => v1::open::Program::Exec(v1::Exec { command: command.clone(), argv: Vec::new() }),
         Program::Subsystem(name) => v1::open::Program::Subsystem(v1::Subsystem { name: name.clone() }),
     };
-    Frame::Open(v1::Open {
+    v1::Open {
         handle: Bytes::clone(&opened.handle.load()),
         session_id: id.to_string(),
-        attempt,
         environment: start.env.clone().into_entries().into_iter().collect(),
         pty,
         program: Some(program),
-        stdout_credit: link.granted(),
-        stderr_credit: if start.pty.is_some() { 0 } else { link.granted() },
         ..Default::default()
-    })
+    }
 }
 
 /// The name of a subsystem that the backend has said it does not have.

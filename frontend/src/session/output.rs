@@ -125,8 +125,7 @@ impl Writer {
                         Stream::Stdout | Stream::Stdin | Stream::Unspecified => self.write.data_bytes(data).await,
                     };
                     self.bytes.inc_by(len as u64);
-                    // A stream that is gone needs no credit; its reader has noticed.
-                    let _ = link.taken(stream, len).await;
+                    link.taken(stream, len);
                     written.is_ok()
                 }
             };

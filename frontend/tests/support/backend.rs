@@ -176,7 +176,10 @@ impl ConnectionService for Service {
             };
             let policy = v1::Policy { subsystems: script.subsystems.clone(), max_sessions: 0 };
             let mode = v1::ExecutionMode::Connection.into();
-            (script.opening.clone(), v1::Accepted { timeouts: Some(timeouts), policy: Some(policy), mode })
+            (
+                script.opening.clone(),
+                v1::Accepted { timeouts: Some(timeouts), policy: Some(policy), mode, backend_wait: None },
+            )
         };
         tokio::spawn(async move {
             let send = |event| events.send(Ok(v1::OpenConnectionResponse { event: Some(event) }));

@@ -250,6 +250,7 @@ async fn process(
                     script.lock().sizes.push((size.columns, size.rows));
                     send(frames, Frame::Answer(v1::Answer { id: resize.id, refusal: None })).await;
                 }
+                Some(Request::Hangup(_)) => return,
                 Some(Request::Open(_)) | None => {}
             }
         }
