@@ -69,12 +69,11 @@ impl Link {
             // The stream's reader tells why it is gone.
             let Ok(permit) = requests.reserve().await else { return std::future::pending().await };
             let frame = self.state().session.next_frame();
-            match frame {
-                Some(frame) => permit.send(frame),
-                None => {
-                    drop(permit);
-                    self.outgoing.notified().await;
-                }
+            if let Some(frame) = frame {
+                permit.send(frame);
+            } else {
+                drop(permit);
+                self.outgoing.notified().await;
             }
         }
     }
