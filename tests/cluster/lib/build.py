@@ -23,6 +23,7 @@ PACKAGES = {
     "/usr/lib/cni/bridge": "containernetworking-plugins",
     "/usr/bin/openssl": "openssl",
     "/usr/bin/nsenter": "util-linux",
+    "/usr/sbin/mkfs.ext4": "e2fsprogs",
     "/sbin/ip": "iproute2",
 }
 IMAGE_PACKAGES = {

@@ -5,7 +5,7 @@ import json
 import subprocess
 
 from api import PKI
-from machine import BRIDGE, PODS_CGROUP, RUN, SOCKET, WORK
+from machine import BRIDGE, DATA, PODS_CGROUP, RUN, SOCKET
 
 KUBECONFIG = RUN / "kubeconfig"
 ETC = RUN / "etc"
@@ -116,7 +116,7 @@ def kubelet(ports):
         "maxPods": 250, "podPidsLimit": -1, "registerNode": True, "serializeImagePulls": False,
         "syncFrequency": "10s", "nodeStatusUpdateFrequency": "5s", "runtimeRequestTimeout": "1m",
         "enableProfilingHandler": False, "enableDebuggingHandlers": True,
-        "podLogsDir": str(WORK / "pod-logs"), "volumePluginDir": str(WORK / "volume-plugins"),
+        "podLogsDir": str(DATA / "pod-logs"), "volumePluginDir": str(DATA / "volume-plugins"),
         "registryPullQPS": 0, "eventRecordQPS": 0, "kubeAPIQPS": 100, "kubeAPIBurst": 200,
         "logging": {"verbosity": 2},
     }
@@ -124,7 +124,7 @@ def kubelet(ports):
 
 # restrict_oom_score_adj: without CAP_SYS_RESOURCE every sandbox would fail.
 CONTAINERD = f"""version = 2
-root = "{WORK}/containerd"
+root = "{DATA}/containerd"
 state = "{RUN}/containerd"
 oom_score = 0
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",

@@ -19,6 +19,9 @@ import time
 # most 107 bytes (unix(7)).
 RUN = pathlib.Path("/run/podbay-cluster")
 WORK = pathlib.Path("/var/lib/podbay-cluster")
+# Mounted, in the cluster's own mount namespace only, from a file.
+DISK = WORK / "disk"
+DATA = WORK / "data"
 STATE = RUN / "state.json"
 PIDS = RUN / "pids"
 LOGS = RUN / "logs"
@@ -284,6 +287,16 @@ def own_mounts():
     return [point for point in points if point.startswith((f"{RUN}/", f"{WORK}/", "/run/netns/cni-"))]
 
 
+def own_loops():
+    """Loop devices on the cluster's disk; each goes with its mount."""
+    found = []
+    for file in pathlib.Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # it goes at this moment
+            if file.read_text().startswith(f"{WORK}/"):
+                found.append(file.parent.parent.name)
+    return found
+
+
 def bridge_ports():
     with contextlib.suppress(OSError):
         return os.listdir(f"/sys/class/net/{BRIDGE}/brif")
@@ -294,6 +307,7 @@ def leftovers():
     """What of a cluster is on the machine, one line each."""
     found = [f"process {pid}: {' '.join(command_line(pid))[:150]}" for pid in sorted(own_processes())]
     found += [f"mount {point}" for point in own_mounts()]
+    found += [f"loop device {loop}" for loop in own_loops()]
     found += [f"network namespace {entry}" for entry in pathlib.Path("/run/netns").glob("cni-*")]
     # The bridge plugin names its end of a pod's link "veth" and eight hexadecimal digits.
     links = os.listdir("/sys/class/net")
@@ -314,6 +328,9 @@ def take_down(keep_logs=None):
     kill_all()
     for point in reversed(own_mounts()):
         subprocess.run(["umount", "-l", point], check=False)
+    # The file first: what is still to be written to the disk in it then needs not reach the machine's.
+    DISK.unlink(missing_ok=True)
+    wait_for("the cluster's disk to be unmounted", 60, lambda: not own_loops())
     # A pod's link goes with its network namespace, which the kernel clears away a little later.
     with contextlib.suppress(Failure):
         wait_for("", 5, lambda: not any(os.path.exists(f"/sys/class/net/{port}") for port in ports))

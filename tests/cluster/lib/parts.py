@@ -1,31 +1,46 @@
 """The cluster's parts: how each is started, and when it is ready."""
 
+import json
 import os
 import socket
 import subprocess
+import urllib.request
 
 from api import PKI, get, get_json
 from files import AUDIT, ETC, NODE
-from machine import LOGS, RUN, SOCKET, WORK, Failure, running, spawn, tail, wait_for
+from machine import DATA, DISK, LOGS, RUN, SOCKET, WORK, Failure, running, spawn, tail, wait_for
 
 # In the order in which they are started.
 PARTS = ["etcd", "containerd", "apiserver", "controller-manager", "scheduler", "kubelet"]
 PROGRAMS = {"etcd": "etcd", "apiserver": "kube-apiserver", "kubelet": "kubelet",
             "controller-manager": "kube-controller-manager", "scheduler": "kube-scheduler"}
 # Fixed paths of containerd, the CNI library and the kubelet: the namespace has its own, so nothing stays on the machine.
-PRIVATE = ["/run/containerd", "/run/netns", "/var/lib/cni", "/var/log/containers"]
+PRIVATE = ["/run/containerd", "/var/lib/kubelet", "/run/netns", "/var/lib/cni", "/var/log/containers"]
 CONTROLLERS = ("*,-node-ipam-controller,-node-route-controller,-cloud-node-lifecycle-controller,"
                "-service-lb-controller,-bootstrap-signer-controller,-token-cleaner-controller")
 # Ports by the server that listens on them, all on 127.0.0.1.
 PORTS = {"etcd": ["etcd", "etcd-peer"], "apiserver": ["apiserver"], "kubelet": ["kubelet"]}
 
 
+def make_disk():
+    """A sparse file with a file system for all that containerd and the kubelet keep: 20 GB at most, thrown away with one
+    unlink, where a tree of ten thousand files can take the machine's disk half a minute."""
+    with open(DISK, "wb") as disk:
+        disk.truncate(20_000_000_000)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", "-E", "nodiscard", "-m", "0", DISK], check=True)
+
+
 def hold_namespace():
     """Starts the holder of the mount namespace that containerd and the kubelet live in. Every mount they make is gone
     with the last process in it, whatever crashes."""
     mounts = "".join(f"mount -t tmpfs -o mode=755 podbay-cluster {path} && " for path in PRIVATE)
+    folders = " ".join(str(DATA / name) for name in ("pod-logs", "volume-plugins", "kubelet"))
+    DATA.mkdir(parents=True)
+    make_disk()
     spawn("holder", ["unshare", "-m", "--propagation", "private", "sh", "-c",
-                     f"{mounts}: >{RUN}/holder-is-ready && exec sleep infinity"])
+                     # No barriers: nothing has to outlive the machine.
+                     f"mount -o loop,nodiscard,nobarrier {DISK} {DATA} || echo 'no loop device: a plain folder does too';"
+                     f"{mounts} mkdir {folders} && : >{RUN}/holder-is-ready && exec sleep infinity"])
 
     def ready():
         if running("holder") is None:
@@ -84,7 +99,7 @@ def command(part, state):
         case "kubelet":
             # A node name that is an address becomes the node's InternalIP, loopback or not.
             words = flags(config=ETC / "kubelet.yaml", kubeconfig=ETC / "node.kubeconfig", hostname_override=NODE,
-                          root_dir=WORK / "kubelet", cert_dir=WORK / "kubelet/pki")
+                          root_dir=DATA / "kubelet", cert_dir=DATA / "kubelet/pki")
         case _:
             raise Failure(f"no part of the cluster is named {part}")
     return [os.path.join(state["programs"], PROGRAMS[part]), *words]
@@ -127,6 +142,14 @@ def runtime_answers():
         return False
 
 
+def etcd_healthy(port):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=3) as answer:
+            return json.load(answer).get("health") == "true"
+    except (OSError, ValueError):
+        return False
+
+
 def node(state):
     return get_json(state["ports"]["apiserver"], f"/api/v1/nodes/{NODE}", "admin")
 
@@ -163,7 +186,9 @@ def ready(part, state):
             return healthy and (not running("apiserver") or kubelet_knows_its_pods(state) and node_ready(state))
         case "containerd":
             return runtime_answers() and (not running("kubelet") or cri())
-        case _:
+        case "etcd":
+            return etcd_healthy(ports["etcd"]) and (not running("apiserver") or ready("apiserver", state))
+        case _:  # they listen nowhere: that they run is all that is seen
             return True
 
 
