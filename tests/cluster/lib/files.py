@@ -83,7 +83,8 @@ def configurations(ports):
     AUDIT.mkdir()
     for identity in ("controller-manager", "scheduler", "node"):
         kubeconfig(identity, ETC / f"{identity}.kubeconfig", ports["apiserver"])
-    (ETC / "resolv.conf").write_text("")
+    # Nobody is there: a lookup fails at once. With an empty file containerd would give pods the machine's.
+    (ETC / "resolv.conf").write_text("nameserver 127.0.0.1\n")
     (ETC / "audit.yaml").write_text(json.dumps({
         "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
         "rules": [{"level": "Metadata"}]}))
@@ -93,7 +94,8 @@ def configurations(ports):
         "cniVersion": "0.4.0", "name": "podbay", "plugins": [{
             "type": "bridge", "bridge": BRIDGE, "isGateway": True, "ipMasq": False, "hairpinMode": True,
             "ipam": {"type": "host-local", "dataDir": str(RUN / "ipam"),
-                     "ranges": [[{"subnet": "10.244.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}))
+                     # No default route: nothing that a pod sends leaves the machine.
+                     "ranges": [[{"subnet": "10.244.0.0/24"}]]}}]}))
 
 
 def kubelet(ports):

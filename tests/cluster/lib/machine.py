@@ -134,14 +134,15 @@ def boot():
 
 
 def start_time(pid):
-    """Clock ticks from boot to the process's start; None when it is gone. A zombie is gone: it waits only to be
-    reaped, which PID 1 may do seconds later."""
+    """Clock ticks from boot to the process's start; None when it is gone. A zombie is gone, as it waits only to be
+    reaped, which PID 1 may do seconds later; but only with its last thread, which closes files and ports."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     fields = stat[stat.rindex(")") + 2:].split()
-    return None if fields[0] in "ZX" else int(fields[19])
+    state, threads, started = fields[0], int(fields[17]), int(fields[19])
+    return None if state in "ZX" and threads <= 1 else started
 
 
 def command_line(pid):
@@ -342,7 +343,7 @@ def take_down(keep_logs=None):
         if sysctl_file(name).read_text().strip() != value:
             sysctl_file(name).write_text(value)
     subprocess.run(["rm", "-rf", "--one-file-system", str(WORK)], check=True)
-    for folder in state.get("made", []):
+    for folder in state.get("folders", []):
         with contextlib.suppress(OSError):  # somebody else's files are in it by now
             os.rmdir(folder)
     subprocess.run(["rm", "-rf", "--one-file-system", str(RUN)], check=True)
