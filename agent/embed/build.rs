@@ -14,8 +14,17 @@ use std::{
 
 const PROFILE: &str = "agent";
 /// What the program is made of, from the workspace's root. Cargo takes a folder with all that is in it.
-const SOURCES: [&str; 7] =
-    ["Cargo.toml", "Cargo.lock", "LICENSE", "agent/Cargo.toml", "agent/src", "agent/wire/Cargo.toml", "agent/wire/src"];
+const SOURCES: [&str; 9] = [
+    "Cargo.toml",
+    "Cargo.lock",
+    "LICENSE",
+    "agent/Cargo.toml",
+    "agent/src",
+    "agent/wire/Cargo.toml",
+    "agent/wire/build.rs",
+    "agent/wire/src",
+    "proto/podbay/agent",
+];
 /// What the outer build says to its compilers and not to ours: flags that must not reach a static program (coverage,
 /// sanitizers), and the wrapper by which `cargo clippy` and `cargo fix` take rustc's place.
 const NOT_OURS: [&str; 6] = [

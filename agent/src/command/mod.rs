@@ -43,7 +43,7 @@ Ours:
   supervise -- PROGRAM [ARG]...
       Run the idle command, and own the programs of the pod's sessions.
   attach [--spawn]
-      Connect stdin and stdout to the supervisor.
+      Connect stdin and stdout to the supervisor; start one if there is none.
   install PATH
       Copy this program to PATH (in a folder: PATH/podbay-agent), executable
       by all. For the init container that brings the agent to an image.
@@ -94,8 +94,8 @@ pub fn run(mut args: impl Iterator<Item = OsString>) -> u8 {
                 1,
                 "forward-server: this agent does not forward connections yet; use containerssh-agent for that",
             )),
-            Some("supervise") => Err(Failure::failed(1, "supervise: not in this build of the agent")),
-            Some("attach") => Err(Failure::failed(1, "attach: not in this build of the agent")),
+            Some("supervise") => return crate::supervisor::run(args),
+            Some("attach") => return crate::attach::run(args),
             Some("install") => install::run(args),
             Some("version" | "--version" | "-V") => print(concat!("podbay-agent ", env!("CARGO_PKG_VERSION"), "\n")),
             Some("license") => print(LICENSE),
