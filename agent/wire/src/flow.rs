@@ -134,6 +134,18 @@ impl Incoming {
         self.window
     }
 
+    /// Widens the window (never narrows it). The next grant is by the new one.
+    pub const fn grow(&mut self, window: u64) {
+        if window > self.window {
+            self.window = window;
+        }
+    }
+
+    /// Whether the stream has ended.
+    pub const fn ended(&self) -> bool {
+        self.ended
+    }
+
     /// Checks and records a frame.
     pub fn receive(&mut self, offset: u64, len: usize) -> Result<(), FlowError> {
         if self.ended {

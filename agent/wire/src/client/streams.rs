@@ -1,0 +1,213 @@
+//! A program's streams as the backend sees them.
+
+use crate::{
+    flow::FlowError,
+    frame::{HEADER, MAX_DATA, Stream, data_header, put_ack, put_control, put_credit},
+    proto::{self, ToAgent, to_agent},
+    ring::Ring,
+};
+use bytes::{BufMut as _, BytesMut};
+
+/// Stdin: what was not acknowledged.
+#[derive(Debug)]
+pub(super) struct Writing {
+    ring: Ring,
+    sent: u64,
+    /// What the agent granted.
+    granted: u64,
+    /// What was passed on.
+    told: u64,
+    end: Option<End>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct End {
+    id: u64,
+    offset: u64,
+    state: EndState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EndState {
+    Unsent,
+    Sent,
+    Answered,
+}
+
+impl Writing {
+    pub(super) fn new(window: usize) -> Self {
+        Self { ring: Ring::new(0, window), sent: 0, granted: 0, told: 0, end: None }
+    }
+
+    pub(super) fn push(&mut self, offset: u64, data: &[u8]) -> Result<(), FlowError> {
+        if self.end.is_some() {
+            return Err(FlowError::AfterEnd);
+        }
+        if offset != self.ring.end() {
+            return Err(FlowError::Gap { expected: self.ring.end(), got: offset });
+        }
+        let end = offset.saturating_add(data.len() as u64);
+        if end > self.told || !self.ring.push(data) {
+            return Err(FlowError::Overrun { end, limit: self.told });
+        }
+        Ok(())
+    }
+
+    pub(super) fn end(&mut self, id: u64, offset: u64) -> Result<(), FlowError> {
+        if self.end.is_some() || offset != self.ring.end() {
+            return Err(FlowError::AfterEnd);
+        }
+        self.end = Some(End { id, offset, state: EndState::Unsent });
+        Ok(())
+    }
+
+    /// The first link has the program: stdin continues there.
+    pub(super) fn begin(&mut self, offset: u64, granted: u64) -> u64 {
+        self.ring.restart(offset);
+        self.sent = offset;
+        self.granted = granted;
+        self.told = offset;
+        self.grant(granted).unwrap_or(offset)
+    }
+
+    /// Another link has it. An offset below what was acknowledged, or above what was ever sent, is the agent's fault.
+    pub(super) fn resume(&mut self, offset: u64) -> bool {
+        if offset < self.ring.start() || offset > self.ring.end() {
+            return false;
+        }
+        self.ring.release(offset);
+        self.sent = offset;
+        if let Some(end) = &mut self.end
+            && end.state == EndState::Sent
+        {
+            end.state = EndState::Unsent;
+        }
+        true
+    }
+
+    pub(super) fn start(&self) -> u64 {
+        self.ring.start()
+    }
+
+    /// The agent granted more: what may be passed on of it, if that is more than before.
+    pub(super) fn grant(&mut self, granted: u64) -> Option<u64> {
+        self.granted = self.granted.max(granted);
+        let limit = self.granted.min(self.ring.start().saturating_add(self.ring.limit() as u64));
+        let more = limit > self.told;
+        self.told = self.told.max(limit);
+        more.then_some(limit)
+    }
+
+    pub(super) fn acked(&mut self, offset: u64) -> Result<(), FlowError> {
+        if offset > self.sent {
+            return Err(FlowError::AckBeyondSent { ack: offset, sent: self.sent });
+        }
+        self.ring.release(offset);
+        Ok(())
+    }
+
+    /// Whether the answer is to the end of stdin; true once.
+    pub(super) fn answered(&mut self, id: u64) -> bool {
+        match &mut self.end {
+            Some(end) if end.id == id && end.state == EndState::Sent => {
+                end.state = EndState::Answered;
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    pub(super) fn transmit(&mut self, number: u16, out: &mut BytesMut) -> bool {
+        let (head, tail) = self.ring.slices(self.sent, MAX_DATA);
+        let len = head.len() + tail.len();
+        if len > 0 {
+            out.reserve(HEADER + len);
+            out.put_slice(&data_header(number, Stream::Stdin, self.sent, len));
+            out.put_slice(head);
+            out.put_slice(tail);
+            self.sent += len as u64;
+            return true;
+        }
+        if let Some(end) = &mut self.end
+            && end.state == EndState::Unsent
+        {
+            end.state = EndState::Sent;
+            let eof = proto::Eof { program: number.into(), id: end.id, offset: end.offset };
+            put_control(&ToAgent { message: Some(to_agent::Message::Eof(eof)) }, out);
+        }
+        false
+    }
+}
+
+/// An output: what was received, granted and acknowledged.
+#[derive(Debug)]
+pub(super) struct Reading {
+    pub(super) received: u64,
+    pub(super) granted: u64,
+    told: u64,
+    acked: u64,
+    acked_told: u64,
+    pub(super) ended: bool,
+}
+
+impl Reading {
+    pub(super) fn new(from: u64, credit: u64) -> Self {
+        Self { received: from, granted: credit, told: 0, acked: 0, acked_told: 0, ended: false }
+    }
+
+    /// Start or Attach tells the credit.
+    pub(super) fn ask(&mut self) {
+        self.told = self.granted;
+        self.acked_told = 0;
+    }
+
+    pub(super) fn credit(&mut self, limit: u64) {
+        self.granted = self.granted.max(limit);
+    }
+
+    pub(super) fn ack(&mut self, offset: u64) {
+        self.acked = self.acked.max(offset.min(self.received));
+    }
+
+    pub(super) fn receive(&mut self, offset: u64, len: usize) -> Result<(), FlowError> {
+        if self.ended {
+            return Err(FlowError::AfterEnd);
+        }
+        if offset != self.received {
+            return Err(FlowError::Gap { expected: self.received, got: offset });
+        }
+        let end = offset.saturating_add(len as u64);
+        if end > self.granted {
+            return Err(FlowError::Overrun { end, limit: self.granted });
+        }
+        self.received = end;
+        Ok(())
+    }
+
+    pub(super) fn gap(&mut self, from: u64, to: u64) -> Result<(), FlowError> {
+        if self.ended || from != self.received || to <= from {
+            return Err(FlowError::Gap { expected: self.received, got: from });
+        }
+        self.received = to;
+        Ok(())
+    }
+
+    /// Returns whether the end is news: a new link tells it again.
+    pub(super) fn end(&mut self, offset: u64) -> Result<bool, FlowError> {
+        if offset != self.received {
+            return Err(FlowError::AfterEnd);
+        }
+        Ok(!std::mem::replace(&mut self.ended, true))
+    }
+
+    pub(super) fn transmit(&mut self, number: u16, stream: Stream, out: &mut BytesMut) {
+        if self.granted > self.told {
+            self.told = self.granted;
+            put_credit(number, stream, self.granted, out);
+        }
+        if self.acked > self.acked_told {
+            self.acked_told = self.acked;
+            put_ack(number, stream, self.acked, out);
+        }
+    }
+}
