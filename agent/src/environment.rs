@@ -1,0 +1,89 @@
+//! A program's environment.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::{OsStr, OsString},
+    fmt,
+    os::unix::ffi::OsStrExt as _,
+};
+
+/// An environment: each name once.
+///
+/// `Debug` shows names only: values may be secrets.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Environment(BTreeMap<OsString, OsString>);
+
+impl Environment {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A copy of ours.
+    pub fn inherited() -> Self {
+        Self(env::vars_os().collect())
+    }
+
+    /// Sets a variable, in place of an older one of that name.
+    ///
+    /// # Errors
+    /// The name is empty or has a `=`, or there is a NUL in it or in the value.
+    pub fn set(&mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Result<(), InvalidVariable> {
+        let (name, value) = (name.into(), value.into());
+        let bytes = name.as_bytes();
+        if bytes.is_empty() || bytes.contains(&b'=') || bytes.contains(&0) || value.as_bytes().contains(&0) {
+            return Err(InvalidVariable);
+        }
+        self.0.insert(name, value);
+        Ok(())
+    }
+
+    /// The value of a variable.
+    pub fn get(&self, name: impl AsRef<OsStr>) -> Option<&OsStr> {
+        self.0.get(name.as_ref()).map(OsString::as_os_str)
+    }
+
+    /// All variables, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
+        self.0.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()))
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// A variable that no environment can hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an environment variable's name is not empty and has no `=`, and there is no NUL in name or value")]
+pub struct InvalidVariable;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_there_once_with_its_last_value() {
+        let mut environment = Environment::new();
+        environment.set("A", "1").expect("set");
+        environment.set("A", "2=3").expect("set");
+        assert_eq!(environment.iter().collect::<Vec<_>>(), [(OsStr::new("A"), OsStr::new("2=3"))]);
+    }
+
+    #[test]
+    fn what_no_environment_can_hold_is_refused() {
+        for (name, value) in [("", "x"), ("A=B", "x"), ("A\0", "x"), ("A", "x\0y")] {
+            assert_eq!(Environment::new().set(name, value), Err(InvalidVariable), "{name:?}={value:?}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_values() {
+        let mut environment = Environment::new();
+        environment.set("TOKEN", "hunter2").expect("set");
+        assert_eq!(format!("{environment:?}"), r#"{"TOKEN"}"#);
+    }
+}
