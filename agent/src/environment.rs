@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     env,
-    ffi::{OsStr, OsString},
+    ffi::{CString, NulError, OsStr, OsString},
     fmt,
     os::unix::ffi::OsStrExt as _,
 };
@@ -47,6 +47,14 @@ impl Environment {
     /// All variables, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
         self.0.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()))
+    }
+
+    /// As `execve` takes it.
+    ///
+    /// # Errors
+    /// Never for what [`Environment::set`] took.
+    pub fn to_c(&self) -> Result<Vec<CString>, NulError> {
+        self.iter().map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())).collect()
     }
 }
 

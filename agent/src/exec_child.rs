@@ -4,7 +4,7 @@
 //! It is started with default signal dispositions and an empty mask. Descriptor 3 is the report pipe: one byte when the stub
 //! can speak, then nothing more if it becomes the program (the pipe closes), else what went wrong.
 
-use crate::process::REPORT_FD;
+use crate::{environment::Environment, exec::exec_searched, process::REPORT_FD};
 use rustix::{
     io::Errno,
     process::{ioctl_tiocsctty, setsid},
@@ -12,14 +12,13 @@ use rustix::{
 use std::{
     convert::Infallible,
     env,
-    ffi::{OsStr, OsString},
+    ffi::{CString, OsStr, OsString},
     fs::{self, File},
     io::{self, Write as _},
     os::{
         fd::{AsRawFd as _, RawFd},
-        unix::process::CommandExt as _,
+        unix::ffi::OsStrExt as _,
     },
-    process::Command,
 };
 
 /// The command's name.
@@ -116,7 +115,8 @@ fn close_others(report: RawFd) -> io::Result<()> {
 
 fn become_program(mut args: impl Iterator<Item = OsString>) -> Result<Infallible, Report> {
     let (terminal, directory) = (args.next(), args.next());
-    let program = args.next().ok_or(Report::Exec(Errno::INVAL))?;
+    let argv: Vec<OsString> = args.collect();
+    let program = argv.first().ok_or(Report::Exec(Errno::INVAL))?;
     setsid().map_err(Report::Session)?;
     if terminal.is_some_and(|word| word == TERMINAL) {
         ioctl_tiocsctty(io::stdin()).map_err(Report::Terminal)?;
@@ -124,8 +124,11 @@ fn become_program(mut args: impl Iterator<Item = OsString>) -> Result<Infallible
     if let Some(directory) = directory.filter(|directory| !directory.is_empty()) {
         env::set_current_dir(directory).map_err(|error| Report::Directory(errno(&error)))?;
     }
-    // `exec` gives SIGPIPE its default back, which Rust's runtime has changed, and searches the environment's PATH.
-    Err(Report::Exec(errno(&Command::new(program).args(args).exec())))
+    // Ours is the program's already. No NUL can be in what came as arguments.
+    let environment = Environment::inherited().to_c().map_err(|_| Report::Exec(Errno::INVAL))?;
+    let arguments: Result<Vec<_>, _> = argv.iter().map(|argument| CString::new(argument.as_bytes())).collect();
+    let arguments = arguments.map_err(|_| Report::Exec(Errno::INVAL))?;
+    exec_searched(env::var_os("PATH").as_deref(), program, &arguments, &environment).map_err(Report::Exec)
 }
 
 fn errno(error: &io::Error) -> Errno {

@@ -1,6 +1,7 @@
 //! The guest agent's parts. What runs is the program `podbay-agent`; this library is for it and for its tests.
 
 pub mod environment;
+pub mod exec;
 pub mod exec_child;
 pub mod process;
 pub mod pty;

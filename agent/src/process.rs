@@ -27,10 +27,7 @@ use std::{
     fmt,
     fs::File,
     io::{self, Read as _},
-    os::unix::{
-        ffi::{OsStrExt as _, OsStringExt as _},
-        process::ExitStatusExt as _,
-    },
+    os::unix::{ffi::OsStringExt as _, process::ExitStatusExt as _},
     path::PathBuf,
     process::ExitStatus,
 };
@@ -174,9 +171,12 @@ impl Starter {
 
         let terminal = matches!(io, Io::Terminal(_));
         let directory = spec.working_directory.as_deref().map_or(OsStr::new(""), |path| path.as_os_str());
-        let arguments = exec_child::arguments(terminal, directory, &spec.argv).into_iter().map(c_from_os);
-        let arguments = arguments.collect::<Result<Vec<_>, _>>()?;
-        let pid = posix_spawn(self.stub.as_path(), &actions, &attributes, &arguments, &c_environment(&environment)?);
+        let arguments = exec_child::arguments(terminal, directory, &spec.argv)
+            .into_iter()
+            .map(|text| CString::new(text.into_vec()));
+        let arguments = arguments.collect::<Result<Vec<_>, _>>().map_err(|_| StartError::Invalid)?;
+        let environment = environment.to_c().map_err(|_| StartError::Invalid)?;
+        let pid = posix_spawn(self.stub.as_path(), &actions, &attributes, &arguments, &environment);
         let pid = match pid {
             Ok(pid) => Pid::from_raw(pid.as_raw()).ok_or_else(|| StartError::Agent("no process id".into()))?,
             // The stub's own arguments and environment are the program's and a little more.
@@ -434,16 +434,4 @@ fn clone_fd(fd: &OwnedFd) -> Result<OwnedFd, StartError> {
 
 fn agent(error: impl fmt::Display) -> StartError {
     StartError::Agent(error.to_string())
-}
-
-fn c_environment(environment: &Environment) -> Result<Vec<CString>, StartError> {
-    environment.iter().map(|(name, value)| c_string([name.as_bytes(), b"=", value.as_bytes()].concat())).collect()
-}
-
-fn c_from_os(text: OsString) -> Result<CString, StartError> {
-    c_string(text.into_vec())
-}
-
-fn c_string(bytes: Vec<u8>) -> Result<CString, StartError> {
-    CString::new(bytes).map_err(|_| StartError::Invalid)
 }

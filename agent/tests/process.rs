@@ -130,7 +130,12 @@ fn signals_start_as_the_system_has_them() {
     block.add(nix::sys::signal::Signal::SIGCHLD);
     block.thread_block().expect("blocked");
     let (text, _) = output(&spec(&["grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"], Stdio::Pipes));
-    assert_eq!(text, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n");
+    let masks: Vec<u64> = text
+        .lines()
+        .map(|line| u64::from_str_radix(line.split_once('\t').expect("a mask").1, 16).expect("hex"))
+        .collect();
+    // 32 and 33 are the C library's own, which no program can set; who started the tests may have them ignored.
+    assert_eq!(masks.iter().map(|mask| mask & !0x1_8000_0000).collect::<Vec<_>>(), [0, 0], "{text}");
 }
 
 #[test]
