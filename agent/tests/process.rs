@@ -62,6 +62,18 @@ fn read(from: &impl AsFd, until: Option<&str>) -> String {
     }
 }
 
+/// Waits for a program's end; never for ever.
+fn ends(program: &mut Program) -> Exit {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(exit) = program.try_wait().expect("a child") {
+            return exit;
+        }
+        assert!(Instant::now() < deadline, "it ends in time");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn pipes(program: &mut Program) -> (fs::File, OwnedFd, OwnedFd) {
     match std::mem::replace(&mut program.io, Io::Inherited) {
         Io::Pipes { stdin, stdout, stderr } => (stdin.into(), stdout, stderr),
@@ -76,7 +88,7 @@ fn output(spec: &Spec) -> (String, Exit) {
         Io::Pipes { stdout, .. } => read(stdout, None),
         Io::Inherited => String::new(),
     };
-    (text, program.wait().expect("ends"))
+    (text, ends(&mut program))
 }
 
 #[test]
@@ -87,7 +99,7 @@ fn bytes_go_through_the_pipes_and_the_code_comes_back() {
     drop(stdin);
     assert_eq!(read(&stdout, None), "there and back");
     assert_eq!(read(&stderr, None), "oops\n");
-    assert_eq!(program.wait().expect("ends"), Exit::Code(7));
+    assert_eq!(ends(&mut program), Exit::Code(7));
     assert_eq!(program.signal(Signal::Term), Err(SignalError::Ended));
 }
 
@@ -215,7 +227,7 @@ fn a_death_by_signal_is_told_as_such() {
 fn a_signal_reaches_the_whole_group() {
     for stdio in [Stdio::Pipes, terminal()] {
         // The shell waits for a child; both must go, or the pipe (the terminal) would stay open.
-        let mut program = starter().start(&sh("sh -c 'echo ready; sleep 600' ; true", stdio)).expect("starts");
+        let mut program = starter().start(&sh("sh -c 'echo ready; sleep 60' ; true", stdio)).expect("starts");
         let io = std::mem::replace(&mut program.io, Io::Inherited);
         let out = match &io {
             Io::Terminal(master) => master.as_fd(),
@@ -224,7 +236,7 @@ fn a_signal_reaches_the_whole_group() {
         };
         read(&out, Some("ready"));
         program.signal_group(Signal::Term).expect("sent");
-        assert_eq!(program.wait().expect("ends"), Exit::Signal { number: 15, core_dumped: false });
+        assert_eq!(ends(&mut program), Exit::Signal { number: 15, core_dumped: false });
         read(&out, None);
     }
 }
@@ -252,14 +264,14 @@ fn a_launch_can_be_polled() {
         poll(&mut [PollFd::new(&launching, PollFlags::IN)], None).expect("poll");
     }
     let mut program = launching.finish().expect("runs");
-    assert_eq!(program.wait().expect("ends"), Exit::Code(0));
+    assert_eq!(ends(&mut program), Exit::Code(0));
     assert_eq!(program.try_wait().expect("known"), Some(Exit::Code(0)));
 }
 
 #[test]
 fn a_program_can_have_our_stdio() {
     let mut program = starter().start(&sh("exit 3", Stdio::Inherit)).expect("starts");
-    assert_eq!(program.wait().expect("ends"), Exit::Code(3));
+    assert_eq!(ends(&mut program), Exit::Code(3));
 }
 
 #[test]

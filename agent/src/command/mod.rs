@@ -27,7 +27,7 @@ As containerssh-agent has them:
       Become PROGRAM: a path; the PATH is not searched.
       --env NAME=VALUE  set a variable, in place of an older one of that name
       --wait            first read one byte, NUL or newline, from stdin
-      --pid             first write the process id to stdout: 4 bytes, little endian
+      --pid             first write the process id: 4 bytes, little endian
   signal --pid N --signal NAME [--group]
       Send a signal (TERM, HUP, ...; no SIG) to process N.
       --group           to its whole process group, if it leads one (ours)

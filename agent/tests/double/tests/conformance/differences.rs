@@ -112,7 +112,7 @@ fn a_file_that_could_not_be_read_to_its_end_is_not_told_as_written() {
 fn orphans_are_reaped() {
     for agent in BOTH {
         // The shell's child is the agent's once the shell has become that, as a container's orphans are process 1's.
-        let script = "sleep 600 & echo $!; exec \"$0\" wait-signal --signal TERM";
+        let script = "sleep 60 & echo $!; exec \"$0\" wait-signal --signal TERM";
         let mut child =
             Command::new("sh").args(["-c", script, agent.path()]).stdout(Stdio::piped()).spawn().expect("starts");
         let stdout = child.stdout.take().expect("piped");
@@ -140,7 +140,7 @@ fn orphans_are_reaped() {
 #[test]
 fn a_whole_process_group_can_be_meant() {
     let mut leader = Command::new("setsid")
-        .args(["sh", "-c", "sleep 600 & echo $!; wait"])
+        .args(["sh", "-c", "sleep 60 & echo $!; wait"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("starts");

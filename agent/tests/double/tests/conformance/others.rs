@@ -26,7 +26,7 @@ const SIGNALS: [(&str, i32); 13] = [
 
 /// A process that waits to be killed.
 fn victim() -> Child {
-    Command::new("sleep").arg("600").spawn().expect("starts")
+    Command::new("sleep").arg("60").spawn().expect("starts")
 }
 
 fn silent(run: &Run) {
@@ -61,7 +61,7 @@ fn the_backends_way_of_sending_one() {
 fn children_are_not_signalled() {
     for agent in BOTH {
         let mut leader = Command::new("setsid")
-            .args(["sh", "-c", "sleep 600 & echo $!; wait"])
+            .args(["sh", "-c", "sleep 60 & echo $!; wait"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("starts");
