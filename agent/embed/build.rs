@@ -64,6 +64,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     for name in NOT_OURS {
         cargo.env_remove(name);
     }
+    // For another processor the machine's own `cc` can't link, and rustc's linker can, unless something else is chosen.
+    let linker = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
+    let foreign = variable("HOST")?.to_str().is_none_or(|host| host.split('-').next() != Some(&arch));
+    if target.ends_with("-musl") && foreign && env::var_os(&linker).is_none() {
+        cargo.env(&linker, "rust-lld");
+    }
     let status = cargo.status()?;
     if !status.success() {
         return Err(format!("podbay-agent could not be built for {target}: {status}").into());
@@ -82,7 +88,14 @@ fn installed(target: &str) -> Result<bool, Box<dyn Error>> {
     if !output.status.success() {
         return Ok(false);
     }
-    Ok(Path::new(String::from_utf8(output.stdout)?.trim()).is_dir())
+    // …/lib/rustlib/TARGET/lib. `rustup target add` changes the list of components: then decide anew.
+    let library = PathBuf::from(String::from_utf8(output.stdout)?.trim());
+    if let Some(components) = library.ancestors().nth(2).map(|rustlib| rustlib.join("components"))
+        && components.exists()
+    {
+        println!("cargo::rerun-if-changed={}", components.display());
+    }
+    Ok(library.is_dir())
 }
 
 fn variable(name: &str) -> Result<OsString, Box<dyn Error>> {

@@ -1,18 +1,17 @@
 //! A program's environment.
 
 use std::{
-    collections::BTreeMap,
     env,
     ffi::{CString, NulError, OsStr, OsString},
     fmt,
     os::unix::ffi::OsStrExt as _,
 };
 
-/// An environment: each name once.
+/// An environment: each name once, in the order in which the names came.
 ///
 /// `Debug` shows names only: values may be secrets.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Environment(BTreeMap<OsString, OsString>);
+pub struct Environment(Vec<(OsString, OsString)>);
 
 impl Environment {
     /// An empty one.
@@ -20,9 +19,13 @@ impl Environment {
         Self::default()
     }
 
-    /// A copy of ours.
+    /// A copy of ours. Of a name that is there twice, the last value, as shells see it.
     pub fn inherited() -> Self {
-        Self(env::vars_os().collect())
+        let mut environment = Self::new();
+        for (name, value) in env::vars_os() {
+            environment.put(name, value);
+        }
+        environment
     }
 
     /// Sets a variable, in place of an older one of that name.
@@ -35,16 +38,23 @@ impl Environment {
         if bytes.is_empty() || bytes.contains(&b'=') || bytes.contains(&0) || value.as_bytes().contains(&0) {
             return Err(InvalidVariable);
         }
-        self.0.insert(name, value);
+        self.put(name, value);
         Ok(())
+    }
+
+    fn put(&mut self, name: OsString, value: OsString) {
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((name, value)),
+        }
     }
 
     /// The value of a variable.
     pub fn get(&self, name: impl AsRef<OsStr>) -> Option<&OsStr> {
-        self.0.get(name.as_ref()).map(OsString::as_os_str)
+        self.iter().find_map(|(known, value)| (known == name.as_ref()).then_some(value))
     }
 
-    /// All variables, by name.
+    /// All variables.
     pub fn iter(&self) -> impl Iterator<Item = (&OsStr, &OsStr)> {
         self.0.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()))
     }
@@ -60,7 +70,7 @@ impl Environment {
 
 impl fmt::Debug for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.iter().map(|(name, _)| name)).finish()
     }
 }
 
@@ -77,8 +87,12 @@ mod tests {
     fn a_name_is_there_once_with_its_last_value() {
         let mut environment = Environment::new();
         environment.set("A", "1").expect("set");
+        environment.set("B", "").expect("set");
         environment.set("A", "2=3").expect("set");
-        assert_eq!(environment.iter().collect::<Vec<_>>(), [(OsStr::new("A"), OsStr::new("2=3"))]);
+        let all: Vec<_> = environment.iter().map(|(name, value)| (name.to_str(), value.to_str())).collect();
+        assert_eq!(all, [(Some("A"), Some("2=3")), (Some("B"), Some(""))]);
+        assert_eq!(environment.get("B"), Some(OsStr::new("")));
+        assert_eq!(environment.get("C"), None);
     }
 
     #[test]

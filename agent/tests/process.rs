@@ -109,7 +109,7 @@ fn the_environment_is_the_given_one_and_nothing_else() {
     spec.environment.set("A", "first").expect("set");
     spec.environment.set("A", "second\nline").expect("set");
     let (text, exit) = output(&spec);
-    assert_eq!((text.as_str(), exit), (format!("A=second\nline\nPATH={PATH}\n").as_str(), Exit::Code(0)));
+    assert_eq!((text.as_str(), exit), (format!("PATH={PATH}\nA=second\nline\n").as_str(), Exit::Code(0)));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `podbay`: the demo, and (later) `check`, `migrate` and the gRPC client.
 
+mod agent_binary;
 mod demo;
 
 use clap::{Parser, Subcommand};
@@ -20,6 +21,10 @@ enum Command {
     /// Everything listens on loopback only, with fresh credentials. Pods of the embedded cluster are processes of
     /// this machine and user: it isolates nobody. Ctrl-C ends all of it and leaves nothing behind.
     Demo(demo::Arguments),
+    /// Write the guest agent, a static program, to stdout: to put it into an image.
+    ///
+    /// For example: podbay agent-binary >podbay-agent && chmod 0755 podbay-agent
+    AgentBinary,
 }
 
 fn main() -> ExitCode {
@@ -28,6 +33,7 @@ fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
     let result = match command {
         Command::Demo(arguments) => demo::main(arguments),
+        Command::AgentBinary => agent_binary::main(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

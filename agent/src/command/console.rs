@@ -101,7 +101,9 @@ fn say_pid() -> io::Result<()> {
     };
     let mut plain = modes.clone();
     plain.output_modes.remove(OutputModes::OPOST);
-    tcsetattr(stdout(), OptionalActions::Now, &plain)?;
+    if tcsetattr(stdout(), OptionalActions::Now, &plain).is_err() {
+        return write_all(&pid);
+    }
     let written = write_all(&pid);
     tcsetattr(stdout(), OptionalActions::Now, &modes)?;
     written
