@@ -20,7 +20,7 @@ use podbay_backend_core::{
     handle::{KeyError, KeyRing},
     lifecycle::Lifecycle,
     ownership::{Leases, Reaper},
-    session::Sessions,
+    session::{Sessions, Stopping},
 };
 use podbay_runtime::{
     admin::{self, Readiness},
@@ -126,7 +126,7 @@ pub async fn run_on(
         callers: grpc.callers,
         metrics: metrics.clone(),
         streams: TaskTracker::new(),
-        cut: CancellationToken::new(),
+        stopping: Stopping::default(),
         draining: Arc::default(),
     };
 
@@ -177,11 +177,13 @@ pub async fn run_on(
         readiness.set(false);
         service.draining.store(true, Ordering::Release);
         tell_serving(&reporter, false).await;
+        // Sessions of programs that outlive their streams go elsewhere; the others run on.
+        service.stopping.moving.cancel();
         service.streams.close();
         if timeout(grpc.drain_timeout, service.streams.wait()).await.is_err() {
             tracing::warn!(sessions = service.streams.len(), "sessions are cut: grpc.drainTimeout is over");
         }
-        service.cut.cancel();
+        service.stopping.cut.cancel();
         let _ = timeout(FAREWELL, service.streams.wait()).await;
         background.close();
         if timeout(pod_stop, background.wait()).await.is_err() {
@@ -203,7 +205,7 @@ pub async fn run_on(
         () = shutdown.hard.cancelled() => Ok(()),
         error = failed_admin => Err(RunError::Admin(error)),
     };
-    service.cut.cancel();
+    service.stopping.cut.cancel();
     stop.cancel();
     helpers.shutdown().await;
     tracing::info!("the backend has ended");

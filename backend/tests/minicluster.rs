@@ -15,7 +15,7 @@ use podbay_backend_core::{
     handle::KeyRing,
     lifecycle::Lifecycle,
     ownership::Leases,
-    session::{Opening, Sessions},
+    session::{Opening, Sessions, Stopping},
 };
 use podbay_minicluster::{
     Action, Minicluster, Options,
@@ -100,7 +100,8 @@ impl World {
         tokio::spawn(async move {
             let client = ReceiverStream::new(frames);
             let cut = CancellationToken::new();
-            Box::pin(sessions.run(&contents, CALLER, opening, client, sender, cut)).await
+            Box::pin(sessions.run(&contents, CALLER, opening, client, sender, Stopping { cut, ..Stopping::default() }))
+                .await
         });
         Session { to, from }
     }

@@ -5,6 +5,9 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+/// The image that has everything that the host has.
+pub const DEMO: &str = "podbay/demo:1";
+
 /// Where programs without a slash in their name are looked up, if the program's PATH does not say otherwise.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -119,7 +122,7 @@ pub fn built_in() -> BTreeMap<String, Image> {
     let sftp = "/usr/lib/openssh/sftp-server";
     let noshell =
         Image::only(["/bin/cat", "/bin/true", "/bin/false", "/bin/sleep"]).with_cmd(["/bin/sleep", "infinity"]);
-    [("podbay/demo:1", Image::host().with_program(sftp, sftp)), ("podbay/noshell:1", noshell)]
+    [(DEMO, Image::host().with_program(sftp, sftp)), ("podbay/noshell:1", noshell)]
         .map(|(name, image)| (name.to_owned(), image))
         .into()
 }

@@ -1,7 +1,7 @@
 //! `podbay-minicluster`: a minicluster as a process of its own.
 
 use clap::Parser;
-use podbay_minicluster::{Minicluster, Options, helper};
+use podbay_minicluster::{Minicluster, Options, helper, image};
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
@@ -30,6 +30,9 @@ struct Args {
     /// Write a kubeconfig here (mode 0600); removed at the end.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    /// Add a program to the image podbay/demo:1: its path there, and the host's file. May be repeated.
+    #[arg(long, value_name = "PATH=FILE", value_parser = program)]
+    program: Vec<(PathBuf, PathBuf)>,
     /// First pause between image pulls and between restarts, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     backoff_ms: u64,
@@ -59,6 +62,9 @@ async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     let listener = TcpListener::bind(args.listen).await.map_err(|error| format!("{}: {error}", args.listen))?;
     let mut options = Options::new(listener);
     options.state_dir = args.state_dir;
+    if let Some(image) = options.images.get_mut(image::DEMO) {
+        image.programs.extend(args.program);
+    }
     options.backoff = Duration::from_millis(args.backoff_ms);
     let cluster = Minicluster::start(options).await?;
     let written = match &args.kubeconfig {
@@ -78,6 +84,14 @@ async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         fs::remove_file(path)?;
     }
     Ok(())
+}
+
+fn program(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    let (path, file) = text.split_once('=').ok_or("write it as PATH=FILE")?;
+    if !path.starts_with('/') || !Path::new(file).is_file() {
+        return Err(format!("{path:?} must be absolute, and {file:?} a file"));
+    }
+    Ok((path.into(), file.into()))
 }
 
 /// Never readable by others, and never half written for whoever waits for it to appear.

@@ -59,14 +59,16 @@ impl World {
         Self::with(setup, "connection", |config| config)
     }
 
-    /// With this mode, and the configuration changed before it is read ([`Setup::Apart`] only).
+    /// With this mode (`MODE` without agent, or `MODE+podbay`), and the configuration changed before it is read ([`Setup::Apart`] only).
     pub fn with(setup: Setup, mode: &str, change: impl Fn(String) -> String) -> Self {
         let dir = tempfile::Builder::new().prefix("podbay-scenario-").tempdir().expect("a directory");
         let state = dir.path().join("state");
         let real = RealCluster::from_env();
         let mut world = Self { state, parts: BTreeMap::new(), real, dir, names: AtomicU32::new(0) };
         let mut demo = Command::new(program("podbay"));
-        demo.arg("demo").arg("--state-dir").arg(&world.state).args(["--mode", mode]);
+        // `MODE` or `MODE+AGENT`.
+        let (mode, agent) = mode.split_once('+').unwrap_or((mode, "none"));
+        demo.arg("demo").arg("--state-dir").arg(&world.state).args(["--mode", mode, "--agent", agent]);
         if let Some(real) = &world.real {
             // The demo is its user's; a backend that runs for others has no more rights than it needs.
             let least = world.file("backend.kubeconfig");
@@ -98,6 +100,10 @@ impl World {
         if self.real.is_none() {
             let mut cluster = Command::new(program("podbay-minicluster"));
             cluster.arg("--kubeconfig").arg(self.kubeconfig()).arg("--state-dir").arg(self.file("cluster"));
+            let agent = self.state.join("podbay-agent");
+            if agent.exists() {
+                cluster.arg("--program").arg(format!("/usr/bin/containerssh-agent={}", agent.display()));
+            }
             let mut cluster = Running::start("cluster", cluster.args(["--backoff-ms", "50"]));
             cluster.says("ready");
             self.parts.insert("cluster", cluster);

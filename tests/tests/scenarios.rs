@@ -248,7 +248,11 @@ fn who_may_not_in_stays_out() {
 
 #[test]
 fn an_image_that_is_not_there_is_said() {
-    let world = World::with(Setup::Apart, "connection", |config| config.replace(&image(), "localhost/nosuch:9"));
+    // A real registry that does not answer may yet: such a pull is given up with the start.
+    let timeouts = "  timeouts: {podStart: 8s}\n  pod:\n    mode:";
+    let world = World::with(Setup::Apart, "connection", |config| {
+        config.replace(&image(), "localhost/nosuch:9").replace("  pod:\n    mode:", timeouts)
+    });
     let answered = world.run("true");
     assert_eq!(answered.status.code(), Some(255), "{answered:?}");
     assert!(answered.stderr.contains("localhost/nosuch:9"), "{answered:?}");

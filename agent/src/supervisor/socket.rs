@@ -12,9 +12,12 @@ use rustix::{
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::{
-        fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
-        net::{UnixListener, UnixStream},
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
 };
@@ -24,10 +27,17 @@ const NAME: &str = "agent.sock";
 /// The agent's own volume.
 const VOLUME: &str = "/run/podbay-agent";
 
+/// Names the one folder where supervisor and `attach` meet, where the container's environment says so: for pods that share
+/// their files with others.
+pub const DIR: &str = "PODBAY_AGENT_DIR";
+
 /// Where a supervisor of this user may be, best first.
-pub fn places() -> [PathBuf; 2] {
+pub fn places() -> Vec<PathBuf> {
+    if let Some(folder) = std::env::var_os(DIR).filter(|folder| !folder.is_empty()) {
+        return vec![Path::new(&folder).join(NAME)];
+    }
     let shared_memory = format!("/dev/shm/podbay-agent-{}", geteuid().as_raw());
-    [Path::new(VOLUME).join(NAME), Path::new(&shared_memory).join(NAME)]
+    vec![Path::new(VOLUME).join(NAME), Path::new(&shared_memory).join(NAME)]
 }
 
 /// The one supervisor at its socket.
@@ -56,11 +66,14 @@ impl Place {
         if let Some(path) = path {
             return Self::at(path);
         }
-        let [best, other] = places();
-        match Self::at(&best) {
-            Err(PlaceError::Io(..)) => Self::at(&other),
-            done => done,
+        let mut last = None;
+        for place in places() {
+            match Self::at(&place) {
+                Err(error @ PlaceError::Io(..)) => last = Some(error),
+                done => return done,
+            }
         }
+        Err(last.unwrap_or_else(|| PlaceError::Io(PathBuf::new(), io::ErrorKind::NotFound.into())))
     }
 
     fn at(path: &Path) -> Result<Self, PlaceError> {
@@ -86,7 +99,7 @@ impl Place {
             Ok(()) | Err(_) => {}
         }
         let before = umask(Mode::from_raw_mode(0o177));
-        let listener = UnixListener::bind(path);
+        let listener = short(path).and_then(|(short, _folder)| UnixListener::bind(short));
         umask(before);
         let listener = listener.map_err(error)?;
         listener.set_nonblocking(true).map_err(error)?;
@@ -120,22 +133,33 @@ fn sound_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The path by way of its open folder: a socket's address has 107 bytes, a folder's path may have more.
+fn short(path: &Path) -> io::Result<(PathBuf, File)> {
+    let (folder, name) = path.parent().zip(path.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
+    let folder = File::open(folder)?;
+    Ok((Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name), folder))
+}
+
 /// Connects to a supervisor at `path`, or at one of [`places`].
 pub fn connect(path: Option<&Path>) -> io::Result<UnixStream> {
+    let at = |path: &Path| short(path).and_then(|(short, _folder)| UnixStream::connect(short));
     if let Some(path) = path {
-        return UnixStream::connect(path);
+        return at(path);
     }
-    let [best, other] = places();
-    UnixStream::connect(best).or_else(|error| {
-        sound_folder_to_read(&other)?;
-        // The first place is the one to tell about, if both fail.
-        UnixStream::connect(other).map_err(|_| error)
-    })
+    let mut last = io::ErrorKind::NotFound.into();
+    for place in places() {
+        let folder = place.parent().unwrap_or(Path::new("/"));
+        match sound_folder_to_read(folder).and_then(|()| at(&place)) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// Nobody else may pose as the supervisor.
-fn sound_folder_to_read(path: &Path) -> io::Result<()> {
-    let meta = fs::symlink_metadata(path.parent().unwrap_or(path))?;
+fn sound_folder_to_read(folder: &Path) -> io::Result<()> {
+    let meta = fs::symlink_metadata(folder)?;
     if meta.is_dir() && meta.uid() == geteuid().as_raw() && meta.mode() & 0o022 == 0 {
         return Ok(());
     }

@@ -8,6 +8,7 @@ pub mod fake;
 pub mod handle;
 pub mod identity;
 pub mod lifecycle;
+pub mod link;
 pub mod ownership;
 pub mod session;
 pub mod template;

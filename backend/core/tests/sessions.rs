@@ -16,7 +16,7 @@ use podbay_backend_core::{
     identity::{Identity, User},
     lifecycle::Lifecycle,
     ownership::Leases,
-    session::{Opening, Report, Sessions},
+    session::{Opening, Report, Sessions, Stopping},
     template,
     wrapper::ZERO,
 };
@@ -107,7 +107,15 @@ impl World {
         let (sender, from) = mpsc::channel(8);
         let (sessions, contents, cut) = (self.sessions.clone(), self.contents.clone(), self.cut.clone());
         let task = tokio::spawn(async move {
-            Box::pin(sessions.run(&contents, "frontend", opening, ReceiverStream::new(frames), sender, cut)).await
+            Box::pin(sessions.run(
+                &contents,
+                "frontend",
+                opening,
+                ReceiverStream::new(frames),
+                sender,
+                Stopping { cut, ..Stopping::default() },
+            ))
+            .await
         });
         Session { client, from, task }
     }

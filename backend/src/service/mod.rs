@@ -8,7 +8,10 @@ use crate::{
     metrics::ServiceMetrics,
 };
 use podbay::v1::{Reason, Refusal};
-use podbay_backend_core::{connections::Connections, session::Sessions};
+use podbay_backend_core::{
+    connections::Connections,
+    session::{Sessions, Stopping},
+};
 use podbay_runtime::tls;
 use std::{
     sync::{
@@ -17,7 +20,7 @@ use std::{
     },
     time::Instant,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Status};
 
 /// What both services share.
@@ -29,8 +32,8 @@ pub(crate) struct Service {
     pub metrics: ServiceMetrics,
     /// Owns the streams' tasks: sessions and starts of connections.
     pub streams: TaskTracker,
-    /// Ends all sessions.
-    pub cut: CancellationToken,
+    /// Moves sessions to other replicas, and ends them.
+    pub stopping: Stopping,
     pub draining: Arc<AtomicBool>,
 }
 

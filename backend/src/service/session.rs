@@ -86,7 +86,7 @@ impl Service {
         let (connection, session) = (handle.connection, opening.session);
         tracing::debug!(%connection, %session, user = handle.user.name, "session opened");
         self.metrics.sessions.inc();
-        let run = self.sessions.run(&handle, caller.service(), opening, client, to_client, self.cut.clone());
+        let run = self.sessions.run(&handle, caller.service(), opening, client, to_client, self.stopping.clone());
         let Report { kind, refusal, bytes: [stdin, stdout, stderr] } = Box::pin(run).await;
         self.metrics.sessions.dec();
         self.metrics.session_end(kind);

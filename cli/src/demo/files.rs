@@ -19,6 +19,10 @@ const USER_KEY: &str = "id_ed25519";
 const KNOWN_HOSTS: &str = "known_hosts";
 /// The name by which the host key is known, whatever the port.
 const HOST: &str = "demo";
+/// The agent's file.
+pub const AGENT: &str = "podbay-agent";
+/// Where the embedded cluster's image has it.
+pub const AGENT_IN_IMAGE: &str = "/usr/bin/containerssh-agent";
 
 /// Where systems keep OpenSSH's sftp-server.
 const SFTP_SERVERS: [&str; 4] = [
@@ -43,6 +47,8 @@ pub struct Plan {
     pub image: String,
     pub shell: &'static str,
     pub sftp_server: Option<&'static str>,
+    /// podbay-agent is in the pods' image.
+    pub agent: bool,
     pub drain: Duration,
 }
 
@@ -119,7 +125,23 @@ impl State {
         self.secret(KNOWN_HOSTS, &format!("{HOST} {host_key}\n"))?;
         self.secret(SSH_CONFIG, &self.ssh_config(plan))?;
         self.secret("grpc.env", &self.grpc_env(plan))?;
+        if plan.agent {
+            self.agent()?;
+        }
         self.secret(CONFIG, &self.config(plan, &user_key))
+    }
+
+    /// The agent, for pods of the embedded cluster.
+    fn agent(&self) -> anyhow::Result<()> {
+        let path = self.path(AGENT);
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o700)
+            .open(&path)
+            .and_then(|mut file| file.write_all(podbay_agent_embed::BINARY))
+            .with_context(|| format!("can't write {}", path.display()))
     }
 
     fn quoted(&self, name: &str) -> String {
@@ -149,8 +171,7 @@ kubernetes:
     kubeconfig: {kubeconfig}
   pod:
     mode: {mode}
-    disableAgent: true
-    metadata:
+{agent}    metadata:
       namespace: {namespace}
       generateName: podbay-
     spec:
@@ -178,6 +199,7 @@ kubernetes:
             frontend_key = self.quoted("frontend.key"),
             kubeconfig = quoted(&plan.kubeconfig.display().to_string()),
             mode = plan.mode,
+            agent = if plan.agent { "" } else { "    disableAgent: true\n" },
             namespace = quoted(&plan.namespace),
             image = quoted(&plan.image),
             shell = quoted(plan.shell),
@@ -245,10 +267,14 @@ Host {HOST}
     }
 
     /// How to run the three programs, each in a terminal of its own.
-    pub fn how_to_run_apart(&self, embedded: bool) -> String {
-        let (config, kube) = (self.path(CONFIG), self.path("kubeconfig"));
-        let cluster =
-            if embedded { format!("  podbay-minicluster --kubeconfig {}\n", kube.display()) } else { String::new() };
+    pub fn how_to_run_apart(&self, embedded: bool, agent: bool) -> String {
+        let (config, kube, file) = (self.path(CONFIG), self.path("kubeconfig"), self.path(AGENT));
+        let program = if agent { format!(" --program {AGENT_IN_IMAGE}={}", file.display()) } else { String::new() };
+        let cluster = if embedded {
+            format!("  podbay-minicluster --kubeconfig {}{program}\n", kube.display())
+        } else {
+            String::new()
+        };
         format!(
             "Each in a terminal of its own:\n{cluster}  podbay-backend --config {config}\n  podbay-frontend --config {config}\n\
              Then:\n  ssh -F {ssh} {HOST}\n",
@@ -266,7 +292,7 @@ impl Drop for State {
         let names = ["ca.crt", "handle.key", USER_KEY, "ssh_host_ed25519_key", KNOWN_HOSTS, SSH_CONFIG, "grpc.env"];
         let pairs = ["backend", "frontend", "client"].map(|name| [format!("{name}.crt"), format!("{name}.key")]);
         let all = names.into_iter().map(str::to_owned).chain(pairs.into_iter().flatten());
-        for name in all.chain(["kubeconfig".to_owned(), CONFIG.to_owned()]) {
+        for name in all.chain(["kubeconfig".to_owned(), AGENT.to_owned(), CONFIG.to_owned()]) {
             let _ = fs::remove_file(self.path(&name));
         }
         let _ = fs::remove_dir(self.path("pods"));

@@ -47,9 +47,20 @@ pub struct Arguments {
     /// Image of the pods; it needs /bin/sh [default: busybox:1.36 with --kubeconfig].
     #[arg(long, requires = "kubeconfig")]
     image: Option<String>,
+    /// What owns the programs in the pods [default: podbay with the embedded cluster, none with --kubeconfig]
+    #[arg(long, value_enum)]
+    agent: Option<Agent>,
     /// Only write credentials and configuration, for the three programs as separate processes, and say how to run them.
     #[arg(long)]
     files_only: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Agent {
+    /// podbay-agent: programs outlive every connection but the user's own.
+    Podbay,
+    /// Nothing: any image with a shell will do.
+    None,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -99,16 +110,17 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         image: arguments.image.unwrap_or_else(|| if embedded { "podbay/demo:1" } else { "busybox:1.36" }.to_owned()),
         shell: if embedded && Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" },
         sftp_server: files::sftp_server(embedded),
+        agent: arguments.agent.map_or(embedded, |agent| agent == Agent::Podbay),
         drain: DRAIN,
     };
     state.write(&plan)?;
     if arguments.files_only {
         drop((ssh, grpc));
-        print!("{}", state.how_to_run_apart(embedded));
+        print!("{}", state.how_to_run_apart(embedded, plan.agent));
         state.keep();
         return Ok(());
     }
-    let cluster = if embedded { Some(start_cluster(&state).await?) } else { None };
+    let cluster = if embedded { Some(start_cluster(&state, plan.agent).await?) } else { None };
     let result = Box::pin(serve(&state, &plan, ssh, grpc, shutdown)).await;
     if let Some(cluster) = cluster {
         cluster.shutdown().await;
@@ -116,9 +128,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     result
 }
 
-async fn start_cluster(state: &State) -> anyhow::Result<Minicluster> {
+async fn start_cluster(state: &State, agent: bool) -> anyhow::Result<Minicluster> {
     let mut options = Options::new(bind(0, "the embedded Kubernetes", "nothing").await?);
     options.state_dir = Some(state.path("pods"));
+    if let Some(image) = options.images.get_mut(podbay_minicluster::image::DEMO).filter(|_| agent) {
+        image.programs.insert(files::AGENT_IN_IMAGE.into(), state.path(files::AGENT));
+    }
     let cluster = Minicluster::start(options).await.context("the embedded Kubernetes did not start")?;
     state.secret("kubeconfig", cluster.kubeconfig())?;
     Ok(cluster)

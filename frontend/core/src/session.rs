@@ -178,9 +178,10 @@ impl ClientSession {
         open.stderr_credit = if self.terminal { 0 } else { self.stderr.flow.granted() };
     }
 
+    /// Set once the program has run: then it is never started again.
     fn resume_from(&self) -> Option<v1::ResumeFrom> {
         let from = v1::ResumeFrom { stdout: self.stdout.flow.received(), stderr: self.stderr.flow.received() };
-        (from.stdout > 0 || from.stderr > 0).then_some(from)
+        (self.durable || self.adopts).then_some(from)
     }
 
     /// Whether the program outlives its streams.

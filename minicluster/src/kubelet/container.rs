@@ -230,6 +230,8 @@ impl ContainerTask {
             return Err(Refused::Waiting { reason: "CreateContainerError", message });
         }
         let message_file = self.prepare_files().map_err(|error| cannot("CreateContainerError", error))?;
+        // Pods share the host's /run and /dev/shm: each agent gets a folder of its own.
+        env.set("PODBAY_AGENT_DIR", format!("{home}/.podbay-agent"));
         env.set("PODBAY_TERMINATION_LOG", utf8(&message_file).map_err(|error| cannot("CreateContainerError", error))?);
         let cwd = self.cwd().map_err(|error| cannot("CreateContainerError", error))?;
         let wanted = Wanted {

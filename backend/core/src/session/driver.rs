@@ -3,14 +3,14 @@
 use super::{
     Opening, Sessions,
     console::Signaller,
+    durable::Client,
     ending::{of_exec, of_gone, read_exit},
     machine::Machine,
-    start::Running,
+    start::{Prepared, Running},
     violation,
 };
 use crate::{
     cluster::{Output, StreamEnd, Streams},
-    config::Mode,
     handle::Contents,
     wrapper::true_end,
 };
@@ -19,7 +19,7 @@ use podbay::v1::{self, AgentLevel, Reason, Refusal, exit::End, run_session_reque
 use std::time::Duration;
 use tokio::{
     sync::mpsc,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, error::Elapsed, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -44,7 +44,7 @@ type Delivery = (u64, BoxFuture<'static, Result<(), Refusal>>);
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// Why the stream ends without Exit.
-enum Stop {
+pub(super) enum Stop {
     /// The client is gone.
     Gone,
     Refused(Refusal),
@@ -73,18 +73,15 @@ struct Driver<S> {
 }
 
 impl Sessions {
-    /// Runs a session from its valid Open to its last frame. `client` gives the frames after Open; an error there means that
-    /// the client is gone. `cut` ends it with `DRAINING`.
-    ///
-    /// Cancel safe in that nothing is left: dropping it drops the stream, and a program's own pod is deleted in the background.
-    pub async fn run<S, E>(
+    /// Runs a session by an exec or attach of its own, in a pod that stands ready where there is one.
+    pub(super) async fn by_stream<S, E>(
         &self,
         contents: &Contents,
         caller: &str,
-        opening: Opening,
-        client: S,
-        to_client: ToClient,
-        cut: CancellationToken,
+        opening: &Opening,
+        prepared: Option<Prepared>,
+        deadline: Instant,
+        client: Client<S>,
     ) -> Report
     where
         S: Stream<Item = Result<v1::RunSessionRequest, E>> + Unpin,
@@ -94,19 +91,32 @@ impl Sessions {
         if contents.agent.is_none() {
             machine.without_signals();
         }
+        let Client { frames, to, cut, moving: _ } = client;
         let mut driver = Driver {
             machine,
-            client,
+            client: frames,
             client_open: true,
-            to_client,
+            to_client: to,
             progress,
             cut,
             signaller: None,
             signalling: None,
             signal_bound: contents.timeouts.signal,
         };
-        let result = self.run_with(contents, caller, &opening, news, &mut driver).await;
-        if let (Err(_), Mode::Connection, Some(signaller)) = (&result, contents.mode(), driver.signaller.take()) {
+        // Boxed: a start is large, and thousands of sessions live long after theirs.
+        let start = async {
+            match prepared {
+                Some(prepared) => self.start_in(contents, opening, prepared).await,
+                None => self.start(contents, caller, opening, deadline, &news).await,
+            }
+        };
+        let started = driver.attend(timeout_at(deadline, Box::pin(start))).await;
+        drop(news);
+        let result = match started {
+            Ok(started) => self.run_with(contents, opening, started, &mut driver).await,
+            Err(stop) => Err(stop),
+        };
+        if let (Err(_), Some(signaller)) = (&result, driver.signaller.take()) {
             // Nobody waits for the program any more, and the pod may live on.
             self.lifecycle.tracker().spawn(signaller.kill(contents.timeouts.signal));
         }
@@ -131,30 +141,19 @@ impl Sessions {
     async fn run_with<S, E>(
         &self,
         contents: &Contents,
-        caller: &str,
         opening: &Opening,
-        news: mpsc::Sender<v1::Progress>,
+        started: Result<Result<Running, Refusal>, Elapsed>,
         driver: &mut Driver<S>,
     ) -> Result<v1::Exit, Stop>
     where
         S: Stream<Item = Result<v1::RunSessionRequest, E>> + Unpin,
     {
-        let timeouts = &contents.timeouts;
-        let budget = match contents.mode() {
-            Mode::Connection => timeouts.command_start,
-            Mode::Session => timeouts.pod_start.saturating_add(timeouts.command_start),
-        };
-        let deadline = Instant::now() + budget;
-        // Boxed: a start is large, and thousands of sessions live long after theirs.
-        let start = Box::pin(self.start(contents, caller, opening, deadline, &news));
-        let started = driver.attend(timeout_at(deadline, start)).await?;
         let late = |_| {
             let text = "the program was not started in time (timeouts.commandStart)";
             Stop::Refused(Refusal::new(Reason::CommandStartTimeout, text))
         };
-        let Running { mut streams, pod, own_pod, stdout, stderr, warning, wrapped, signaller } =
-            started.map_err(late)??;
-        drop(news);
+        let running = started.map_err(late)??;
+        let Running { mut streams, pod, own_pod, stdout, stderr, warning, wrapped, signaller, attached } = running;
         driver.machine.started(v1::Started {
             agent_level: if signaller.is_some() { AgentLevel::Containerssh } else { AgentLevel::None }.into(),
             pod_namespace: pod.namespace.clone(),
@@ -173,20 +172,18 @@ impl Sessions {
         if let Some(size) = opening.size {
             streams.size.send_replace(Some(size));
         }
-        let end = match (driver.pump(&mut streams).await?, contents.mode()) {
-            (end, Mode::Connection) if wrapped => true_end(end),
-            // An attach's Status speaks of the streaming only, and the pod keeps the program's own.
-            (end, Mode::Connection | Mode::Session) => end,
-        };
+        let end = driver.pump(&mut streams).await?;
+        // An attach's Status speaks of the streaming only, and the pod keeps the program's own.
+        let end = if wrapped && !attached { true_end(end) } else { end };
         drop(streams);
         driver.signaller = None;
         driver.machine.discard_input();
         let cluster = &**self.lifecycle.cluster();
         let ending = async {
-            match (contents.mode(), of_exec(&end)) {
-                (Mode::Connection, Some(exit)) => exit,
-                (Mode::Session, Some(_)) => read_exit(cluster, &pod, &contents.console, timeouts.pod_stop).await,
-                (_, None) => of_gone(&cluster.get_pod(&pod).await, &contents.console, &end),
+            match of_exec(&end) {
+                Some(exit) if !attached => exit,
+                Some(_) => read_exit(cluster, &pod, &contents.console, contents.timeouts.pod_stop).await,
+                None => of_gone(&cluster.get_pod(&pod).await, &contents.console, &end),
             }
         };
         let mut exit = driver.attend(ending).await?;

@@ -19,7 +19,7 @@ pub(super) fn lost(reason: Reason, message: impl Into<String>) -> Exit {
 }
 
 /// Whether a runtime's words mean that the program's file is not in the image (or can't be executed).
-pub(super) fn is_missing(message: &str) -> bool {
+pub(crate) fn is_missing(message: &str) -> bool {
     ["executable file not found", "no such file or directory", "not found", "permission denied", "exec format error"]
         .iter()
         .any(|words| message.to_lowercase().contains(words))
@@ -118,6 +118,16 @@ fn terminated<'a>(pod: &'a Pod, console: &str) -> Option<&'a ContainerStateTermi
     // By name: the kubelet sorts statuses by it, so an index would read another container's.
     let statuses = pod.status.as_ref()?.container_statuses.iter().flatten();
     statuses.filter(|status| status.name == console).find_map(|status| status.state.as_ref()?.terminated.as_ref())
+}
+
+/// Whether a pod or this container of it has ended for good, or the pod is on its way.
+pub(crate) fn is_over(pod: &Pod, console: &str) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
+    let restarts = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()) != Some("Never");
+    pod.metadata.deletion_timestamp.is_some()
+        || matches!(phase, "Succeeded" | "Failed")
+        || pod_gone(pod).is_some()
+        || (!restarts && terminated(pod, console).is_some())
 }
 
 /// Reads how a container's own program ended, within `bound` (`podStop`).

@@ -5,17 +5,21 @@
 
 mod console;
 mod driver;
+mod durable;
 mod ending;
 mod machine;
 mod open;
+mod run;
 mod shells;
 mod start;
 
 pub use driver::{Report, ToClient};
+pub(crate) use ending::{is_missing, is_over};
 pub use machine::{Credits, Machine};
 pub use open::{Opening, first_frame};
+pub use run::Stopping;
 
-use crate::{lifecycle::Lifecycle, ownership::Leases};
+use crate::{lifecycle::Lifecycle, link::Links, ownership::Leases};
 use podbay::v1::{Reason, Refusal};
 use shells::Shells;
 
@@ -25,12 +29,14 @@ pub struct Sessions {
     lifecycle: Lifecycle,
     leases: Leases,
     shells: Shells,
+    links: Links,
 }
 
 impl Sessions {
     /// With pods by `lifecycle`; `leases` say whether a connection may still have new ones.
     pub fn new(lifecycle: Lifecycle, leases: Leases) -> Self {
-        Self { lifecycle, leases, shells: Shells::default() }
+        let links = Links::new(std::sync::Arc::clone(lifecycle.cluster()));
+        Self { lifecycle, leases, shells: Shells::default(), links }
     }
 }
 

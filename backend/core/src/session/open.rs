@@ -9,15 +9,17 @@ use podbay::{
     MAX_CREDIT, SessionId,
     v1::{self, Reason, Refusal, open::Program, output_when_detached},
 };
+use podbay_agent_wire::output::Policy;
 use std::{collections::BTreeMap, fmt};
 
 const MAX_ENTRIES: usize = 256;
 const MAX_ENVIRONMENT: usize = 64 * 1024;
 const MAX_TERM: usize = 128;
+const MAX_MODES: usize = 256;
 const MAX_COMMAND: usize = 128 * 1024;
 
 /// A valid Open.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq)]
 pub struct Opening {
     /// The session.
     pub session: SessionId,
@@ -32,6 +34,16 @@ pub struct Opening {
     /// The first credits.
     pub(super) stdout_credit: u64,
     pub(super) stderr_credit: u64,
+    /// Counts the client's streams for the session, from 1.
+    pub attempt: u32,
+    /// Take the session whatever the attempt.
+    pub take_over: bool,
+    /// The program runs already: output continues here.
+    pub resume: Option<v1::ResumeFrom>,
+    /// The terminal as it was asked for.
+    pub(super) pty: Option<v1::Pty>,
+    /// What becomes of output while no client takes it.
+    pub(super) output: Policy,
 }
 
 /// Commands and environment may be secrets.
@@ -48,10 +60,10 @@ impl Opening {
     /// `INVALID_REQUEST`, `SUBSYSTEM_UNKNOWN`, and `UNIMPLEMENTED` for what needs the agent.
     pub fn parse(open: &v1::Open, contents: &Contents) -> Result<Self, Refusal> {
         let session = open.session_id.parse().map_err(|_| invalid("session_id must be 32 lower-case hex digits"))?;
-        durable_parts(open)?;
-        for credit in [open.stdout_credit, open.stderr_credit] {
-            if credit > MAX_CREDIT {
-                return Err(invalid("a first credit is at most 256 KiB"));
+        let resume = open.resume_from.unwrap_or_default();
+        for (credit, from) in [(open.stdout_credit, resume.stdout), (open.stderr_credit, resume.stderr)] {
+            if credit > from.saturating_add(MAX_CREDIT) {
+                return Err(invalid("a first credit is at most 256 KiB beyond where the output continues"));
             }
         }
         let mut environment = contents.environment.clone();
@@ -65,6 +77,9 @@ impl Opening {
                 if !pty.term.is_empty() {
                     environment.insert("TERM".to_owned(), pty.term.clone());
                 }
+                if pty.modes.len() > MAX_MODES || pty.modes.iter().any(|mode| !(1..160).contains(&mode.opcode)) {
+                    return Err(invalid("a terminal has at most 256 modes, with opcodes from 1 to 159"));
+                }
                 size_of(pty.size.unwrap_or_default()).map_err(|refusal| invalid(&refusal.message))?
             }
         };
@@ -76,7 +91,27 @@ impl Opening {
             size,
             stdout_credit: open.stdout_credit,
             stderr_credit: open.stderr_credit,
+            attempt: open.attempt.max(1),
+            take_over: open.take_over,
+            resume: open.resume_from,
+            pty: open.pty.clone(),
+            output: output(open.output_when_detached.unwrap_or_default())?,
         })
+    }
+
+    /// What only a program that outlives its stream can have: a refusal where this asks for it.
+    pub(super) fn without_agent(&self) -> Result<(), Refusal> {
+        if self.attempt > 1 || self.take_over || self.resume.is_some() {
+            let text = "a session can be continued only where podbay-agent runs in the pod; start a new one";
+            return Err(Refusal::new(Reason::Unimplemented, text));
+        }
+        match self.output {
+            Policy::Block => Ok(()),
+            Policy::KeepLast | Policy::Spill { .. } => {
+                let text = "output can be kept for later only where podbay-agent runs in the pod";
+                Err(Refusal::new(Reason::Unimplemented, text))
+            }
+        }
     }
 
     pub(super) fn credits(&self) -> Credits {
@@ -95,20 +130,19 @@ pub fn first_frame(frame: v1::RunSessionRequest) -> Result<v1::Open, Refusal> {
     }
 }
 
-/// What only a program that outlives its stream can have.
-fn durable_parts(open: &v1::Open) -> Result<(), Refusal> {
-    let resume = open.resume_from.unwrap_or_default();
-    if open.attempt > 1 || open.take_over || resume.stdout != 0 || resume.stderr != 0 {
-        let text = "a session can be continued only where podbay-agent runs in the pod; start a new one";
-        return Err(Refusal::new(Reason::Unimplemented, text));
-    }
-    let detached = open.output_when_detached.unwrap_or_default();
-    match output_when_detached::Mode::try_from(detached.mode) {
-        Ok(output_when_detached::Mode::Unspecified | output_when_detached::Mode::Block) => Ok(()),
-        Ok(output_when_detached::Mode::Spill | output_when_detached::Mode::KeepLast) | Err(_) => {
-            let text = "output can be kept for later only where podbay-agent runs in the pod";
-            Err(Refusal::new(Reason::Unimplemented, text))
-        }
+fn output(wanted: v1::OutputWhenDetached) -> Result<Policy, Refusal> {
+    use output_when_detached::Mode;
+    let then = match Mode::try_from(wanted.then) {
+        Ok(Mode::Unspecified | Mode::Block) => Ok(false),
+        Ok(Mode::KeepLast) => Ok(true),
+        Ok(Mode::Spill) | Err(_) => Err(invalid("output_when_detached.then is BLOCK or KEEP_LAST")),
+    };
+    match Mode::try_from(wanted.mode) {
+        Ok(Mode::Unspecified | Mode::Block) => Ok(Policy::Block),
+        Ok(Mode::KeepLast) => Ok(Policy::KeepLast),
+        Ok(Mode::Spill) if wanted.max_bytes > 0 => Ok(Policy::Spill { max: wanted.max_bytes, keep_last: then? }),
+        Ok(Mode::Spill) => Err(invalid("output_when_detached needs max_bytes with SPILL")),
+        Err(_) => Err(invalid("output_when_detached.mode is not known")),
     }
 }
 
@@ -243,12 +277,19 @@ mod tests {
         for change in invalid {
             assert_eq!(refused(change), Reason::InvalidRequest);
         }
+        let refused = |change: fn(&mut Open)| {
+            let mut open = open(Program::Shell(Shell {}));
+            change(&mut open);
+            let opening = Opening::parse(&open, &contents()).expect("valid");
+            opening.without_agent().expect_err("needs the agent").reason()
+        };
         let unimplemented: [fn(&mut Open); 4] = [
             |open| open.attempt = 2,
             |open| open.take_over = true,
             |open| open.resume_from = Some(ResumeFrom { stdout: 1, stderr: 0 }),
             |open| {
-                open.output_when_detached = Some(v1::OutputWhenDetached { mode: 2, ..Default::default() });
+                let spill = v1::OutputWhenDetached { mode: 2, max_bytes: 1, ..Default::default() };
+                open.output_when_detached = Some(spill);
             },
         ];
         for change in unimplemented {

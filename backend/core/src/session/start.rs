@@ -46,17 +46,35 @@ pub(super) struct Running {
     pub wrapped: bool,
     /// Delivers signals, where an agent can.
     pub signaller: Option<Signaller>,
+    /// The program is the container's own: its end stands in the pod's status.
+    pub attached: bool,
+}
+
+/// A pod of the program's own, in which something waits.
+pub(super) struct Prepared {
+    pub own_pod: OwnPod,
+    pub image: String,
 }
 
 /// A pod of one program: deleted, under a fresh `podStop`, when this is dropped.
 pub(super) struct OwnPod {
     lifecycle: Lifecycle,
-    pod: PodRef,
+    pub pod: PodRef,
+    kept: bool,
+}
+
+impl OwnPod {
+    /// It stays; whoever owns its connection removes it.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
 }
 
 impl Drop for OwnPod {
     fn drop(&mut self) {
-        self.lifecycle.undo(self.pod.clone());
+        if !self.kept {
+            self.lifecycle.undo(self.pod.clone());
+        }
     }
 }
 
@@ -278,7 +296,34 @@ impl Sessions {
             let and = if warning.is_empty() { "" } else { "; " };
             warning = format!("{warning}{and}{NO_EOF}");
         }
-        Ok(Running { streams, pod, own_pod, stdout, stderr, warning, wrapped: start == Start::Wrapped, signaller })
+        let (wrapped, attached) = (start == Start::Wrapped, own_pod.is_some());
+        Ok(Running { streams, pod, own_pod, stdout, stderr, warning, wrapped, signaller, attached })
+    }
+
+    /// In a pod of the program's own that stands ready.
+    pub(super) async fn start_in(
+        &self,
+        contents: &Contents,
+        opening: &Opening,
+        prepared: Prepared,
+    ) -> Result<Running, Refusal> {
+        let Prepared { own_pod, image } = prepared;
+        let running = self.exec(contents, opening, own_pod.pod.clone(), &image).await?;
+        Ok(Running { own_pod: Some(own_pod), ..running })
+    }
+
+    /// Makes the pod of a program that will be started over a link: it waits.
+    pub(super) async fn waiting_pod(
+        &self,
+        contents: &Contents,
+        opening: &Opening,
+        base: &Pod,
+        agent: &str,
+        (deadline, progress): (Instant, &mpsc::Sender<v1::Progress>),
+    ) -> Result<OwnPod, Refusal> {
+        let waits = [agent, "wait-signal", "--signal", "INT", "--signal", "TERM"].map(str::to_owned).into();
+        let pod = pod_of(contents, opening, base, Some(waits), &BTreeMap::new());
+        self.start_pod(contents, pod, deadline, progress).await
     }
 
     async fn start_pod(
@@ -290,7 +335,7 @@ impl Sessions {
     ) -> Result<OwnPod, Refusal> {
         let request = StartRequest { pod, console: contents.console.clone(), kind: Kind::Program, deadline };
         let started = self.lifecycle.start(request, progress).await?;
-        Ok(OwnPod { lifecycle: self.lifecycle.clone(), pod: started.pod })
+        Ok(OwnPod { lifecycle: self.lifecycle.clone(), pod: started.pod, kept: false })
     }
 
     async fn open_stream(&self, pod: &PodRef, request: &StreamRequest) -> Result<Streams, Refusal> {
@@ -355,7 +400,7 @@ fn no_shell(refusal: &Refusal) -> bool {
         && is_missing(&refusal.message)
 }
 
-fn image_of(base: &Pod, console: &str) -> String {
+pub(super) fn image_of(base: &Pod, console: &str) -> String {
     let containers = base.spec.iter().flat_map(|spec| &spec.containers);
     containers.filter(|c| c.name == console).find_map(|c| c.image.clone()).unwrap_or_default()
 }

@@ -1,0 +1,356 @@
+//! Links to pods: one exec of `podbay-agent attach` for each pod in which this replica has programs.
+//!
+//! Each link is a task ([`actor`]) that owns the exec's stream and the wire's [`Client`](podbay_agent_wire::client::Client); it
+//! makes the stream again whenever it breaks, for as long as a program wants it. Sessions speak to it through a
+//! [`LinkProgram`]: commands go into a bounded queue that the task never lets wait, events come in a queue that
+//! credit bounds. Whether an image has podbay-agent at all is learnt from the first link and remembered by image.
+
+mod actor;
+
+use crate::cluster::{Cluster, ClusterError, PodRef};
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::Pod;
+use podbay::{SessionId, v1::AgentLevel};
+use podbay_agent_wire::{
+    client::{Event, ResumeFrom},
+    frame::Stream,
+    id::Attempt,
+    program::{Size, Start},
+    proto,
+};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Commands under way to a link.
+const COMMANDS: usize = 256;
+
+/// More images are not remembered; forgetting costs one failed exec per image.
+const MOST_IMAGES: usize = 1024;
+
+/// Where an agent is.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The pod, with its uid.
+    pub pod: PodRef,
+    /// The container.
+    pub container: String,
+    /// The agent's path in it.
+    pub agent: String,
+    /// What the container runs; the key for what is known of an image.
+    pub image: String,
+}
+
+/// What an image has at the agent's path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// podbay-agent.
+    Podbay,
+    /// Something that is not, and answers as containerssh-agent does.
+    Containerssh,
+    /// Nothing that runs.
+    Nothing,
+}
+
+impl From<Found> for AgentLevel {
+    fn from(found: Found) -> Self {
+        match found {
+            Found::Podbay => Self::Podbay,
+            Found::Containerssh => Self::Containerssh,
+            Found::Nothing => Self::None,
+        }
+    }
+}
+
+/// What a link tells a program.
+#[derive(Debug)]
+pub enum News {
+    /// From the agent.
+    Wire(Event),
+    /// There is no podbay-agent; what is there instead, and in whose words.
+    Other(Found, String),
+    /// The pod or its container is gone, as this shows.
+    Gone(Box<Result<Pod, ClusterError>>),
+}
+
+/// What a program wants of its link.
+#[derive(Debug)]
+enum Do {
+    Start {
+        session: SessionId,
+        attempt: Attempt,
+        start: Box<Start>,
+        from: ResumeFrom,
+        news: mpsc::UnboundedSender<News>,
+    },
+    Attach {
+        session: SessionId,
+        attempt: Attempt,
+        take_over: bool,
+        from: ResumeFrom,
+        news: mpsc::UnboundedSender<News>,
+    },
+    Stdin {
+        offset: u64,
+        data: Bytes,
+    },
+    Eof {
+        id: u64,
+        offset: u64,
+    },
+    Signal {
+        id: u64,
+        name: String,
+        deadline: Instant,
+    },
+    Resize {
+        id: u64,
+        size: Size,
+        deadline: Instant,
+    },
+    Credit {
+        stream: Stream,
+        limit: u64,
+    },
+    Ack {
+        stream: Stream,
+        offset: u64,
+    },
+    Detach {
+        keep: Option<Duration>,
+    },
+    Release,
+    AckExit {
+        session: SessionId,
+        done: oneshot::Sender<bool>,
+    },
+    List {
+        session: Option<SessionId>,
+        done: oneshot::Sender<Vec<proto::Session>>,
+    },
+}
+
+type Command = (u64, Do);
+
+/// The links of this process. Clones share everything; the last one ends them.
+#[derive(Debug, Clone)]
+pub struct Links {
+    shared: Arc<Shared>,
+    _stop: Arc<DropGuard>,
+    stop: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Shared {
+    cluster: Arc<dyn Cluster>,
+    pods: Mutex<HashMap<String, Entry>>,
+    images: Mutex<HashMap<String, Found>>,
+    next: AtomicU64,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    id: u64,
+    commands: mpsc::Sender<Command>,
+    left: mpsc::UnboundedSender<u64>,
+}
+
+/// The link is gone; the next one to the pod is another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkEnded;
+
+impl Links {
+    /// Links over this cluster.
+    pub fn new(cluster: Arc<dyn Cluster>) -> Self {
+        let stop = CancellationToken::new();
+        let shared = Shared { cluster, pods: Mutex::default(), images: Mutex::default(), next: AtomicU64::new(0) };
+        Self { shared: Arc::new(shared), _stop: Arc::new(stop.clone().drop_guard()), stop }
+    }
+
+    /// What is known of an image. An empty name is nobody's.
+    pub fn found(&self, image: &str) -> Option<Found> {
+        self.shared.images.lock().unwrap_or_else(PoisonError::into_inner).get(image).copied()
+    }
+
+    /// A program's end of the link to its pod; the link is made if there is none.
+    pub fn program(&self, place: &Place) -> LinkProgram {
+        let entry = self.entry(place);
+        let token = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let (news, receiver) = mpsc::unbounded_channel();
+        LinkProgram { token, entry, sender: Some(news), news: receiver }
+    }
+
+    fn entry(&self, place: &Place) -> Entry {
+        let key =
+            format!("{}/{}/{}", place.pod.namespace, place.pod.name, place.pod.uid.as_deref().unwrap_or_default());
+        let mut pods = self.shared.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = pods.get(&key).filter(|entry| !entry.commands.is_closed()) {
+            return entry.clone();
+        }
+        let (commands, receiver) = mpsc::channel(COMMANDS);
+        let (left, leaving) = mpsc::unbounded_channel();
+        let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let entry = Entry { id, commands, left };
+        pods.insert(key.clone(), entry.clone());
+        drop(pods);
+        let actor = actor::Actor::new(Arc::clone(&self.shared), (key, id), place.clone(), receiver, leaving);
+        let stop = self.stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = actor.run() => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        entry
+    }
+
+    /// How many links there are.
+    pub fn count(&self) -> usize {
+        self.shared.pods.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+impl Shared {
+    fn learn(&self, image: &str, found: Found) {
+        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        if images.len() >= MOST_IMAGES {
+            images.clear();
+        }
+        if !image.is_empty() {
+            images.insert(image.to_owned(), found);
+        }
+    }
+
+    /// Takes a link off the list, unless another has taken its place.
+    fn remove(&self, (key, id): &(String, u64)) {
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        if pods.get(key).is_some_and(|entry| entry.id == *id) {
+            pods.remove(key);
+        }
+    }
+}
+
+/// A program's end of a link. Dropping it leaves the program running, for its orphan timeout.
+#[derive(Debug)]
+pub struct LinkProgram {
+    token: u64,
+    entry: Entry,
+    sender: Option<mpsc::UnboundedSender<News>>,
+    /// What the agent tells; bounded by the credit that was given and the requests that were made.
+    pub news: mpsc::UnboundedReceiver<News>,
+}
+
+impl LinkProgram {
+    /// The commands' way in.
+    pub fn commands(&self) -> Commands {
+        Commands { token: self.token, commands: self.entry.commands.clone() }
+    }
+
+    /// Starts a program; attaches where the session exists.
+    pub async fn start(
+        &mut self,
+        session: SessionId,
+        attempt: Attempt,
+        start: Start,
+        from: ResumeFrom,
+    ) -> Result<(), LinkEnded> {
+        let news = self.sender.take().ok_or(LinkEnded)?;
+        self.commands().send(Do::Start { session, attempt, start: Box::new(start), from, news }).await
+    }
+
+    /// Attaches to a program that runs, or has ended; with `take_over` whatever the attempt.
+    pub async fn attach(
+        &mut self,
+        session: SessionId,
+        attempt: Attempt,
+        take_over: bool,
+        from: ResumeFrom,
+    ) -> Result<(), LinkEnded> {
+        let news = self.sender.take().ok_or(LinkEnded)?;
+        self.commands().send(Do::Attach { session, attempt, take_over, from, news }).await
+    }
+
+    /// Says that an exit is known. `true`: the pod has forgotten the session; `false`: it runs still.
+    pub async fn ack_exit(&self, session: SessionId) -> Result<bool, LinkEnded> {
+        let (done, told) = oneshot::channel();
+        self.commands().send(Do::AckExit { session, done }).await?;
+        told.await.map_err(|_| LinkEnded)
+    }
+
+    /// Lists the sessions in the pod.
+    pub async fn list(&self, session: Option<SessionId>) -> Result<Vec<proto::Session>, LinkEnded> {
+        let (done, told) = oneshot::channel();
+        self.commands().send(Do::List { session, done }).await?;
+        told.await.map_err(|_| LinkEnded)
+    }
+}
+
+impl Drop for LinkProgram {
+    fn drop(&mut self) {
+        // A link that is gone has nothing of it any more.
+        let _ = self.entry.left.send(self.token);
+    }
+}
+
+/// Where commands of one program go. Each call waits only for a queue that the link's task empties without waiting.
+#[derive(Debug, Clone)]
+pub struct Commands {
+    token: u64,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Commands {
+    async fn send(&self, what: Do) -> Result<(), LinkEnded> {
+        self.commands.send((self.token, what)).await.map_err(|_| LinkEnded)
+    }
+
+    /// Bytes for stdin, within the credit.
+    pub async fn stdin(&self, offset: u64, data: Bytes) -> Result<(), LinkEnded> {
+        self.send(Do::Stdin { offset, data }).await
+    }
+
+    /// The end of stdin.
+    pub async fn eof(&self, id: u64, offset: u64) -> Result<(), LinkEnded> {
+        self.send(Do::Eof { id, offset }).await
+    }
+
+    /// Asks for a signal.
+    pub async fn signal(&self, id: u64, name: String, deadline: Instant) -> Result<(), LinkEnded> {
+        self.send(Do::Signal { id, name, deadline }).await
+    }
+
+    /// Tells the terminal's size.
+    pub async fn resize(&self, id: u64, size: Size, deadline: Instant) -> Result<(), LinkEnded> {
+        self.send(Do::Resize { id, size, deadline }).await
+    }
+
+    /// The consumer has room for output up to `limit`.
+    pub async fn credit(&self, stream: Stream, limit: u64) -> Result<(), LinkEnded> {
+        self.send(Do::Credit { stream, limit }).await
+    }
+
+    /// The consumer has output up to `offset`.
+    pub async fn ack(&self, stream: Stream, offset: u64) -> Result<(), LinkEnded> {
+        self.send(Do::Ack { stream, offset }).await
+    }
+
+    /// Leaves the program running: kept for this time, or for its orphan timeout.
+    pub async fn detach(&self, keep: Option<Duration>) -> Result<(), LinkEnded> {
+        self.send(Do::Detach { keep }).await
+    }
+
+    /// Gives the program up.
+    pub async fn release(&self) -> Result<(), LinkEnded> {
+        self.send(Do::Release).await
+    }
+}

@@ -1,0 +1,175 @@
+//! A session from its valid Open to its last frame: over a link where podbay-agent is there, else by a stream of its own.
+
+use super::{
+    Opening, Sessions,
+    driver::{Report, Stop, ToClient},
+    durable::{Begun, Client, Durable},
+    start::{OwnPod, Prepared, image_of},
+};
+use crate::{
+    config::Mode,
+    failure::short,
+    handle::{Contents, Target},
+    link::{Found, Place},
+};
+use futures::Stream;
+use podbay::v1::{self, Reason, Refusal, exit::End, run_session_response::Frame};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+/// What ends a session from outside.
+#[derive(Debug, Clone, Default)]
+pub struct Stopping {
+    /// This replica drains: programs that outlive their streams should go on elsewhere.
+    pub moving: CancellationToken,
+    /// It ends: sessions are cut.
+    pub cut: CancellationToken,
+}
+
+/// How a start over a link went, with the program's own pod.
+enum Start {
+    Running(Box<Durable>),
+    Ended(v1::Exit),
+    /// Without podbay-agent, in this pod.
+    Without(Option<Prepared>),
+}
+
+impl Sessions {
+    /// Runs a session. `frames` gives the client's frames after Open; an error there means that it is gone.
+    ///
+    /// Cancel safe in that nothing is left: dropping it drops the stream, a program's own pod is deleted in the background, and
+    /// one that outlives its stream ends by its orphan timeout.
+    pub async fn run<S, E>(
+        &self,
+        contents: &Contents,
+        caller: &str,
+        opening: Opening,
+        frames: S,
+        to: ToClient,
+        stopping: Stopping,
+    ) -> Report
+    where
+        S: Stream<Item = Result<v1::RunSessionRequest, E>> + Unpin,
+    {
+        let Stopping { moving, cut } = stopping;
+        let mut client = Client { frames, to, cut, moving };
+        let budget = match contents.mode() {
+            Mode::Connection => contents.timeouts.command_start,
+            Mode::Session => contents.timeouts.pod_start.saturating_add(contents.timeouts.command_start),
+        };
+        let deadline = Instant::now() + budget;
+        let mut prepared = None;
+        let image = image(contents);
+        if let Some(agent) = contents.agent.as_deref().filter(|_| self.links.found(&image) != Some(Found::Containerssh))
+        {
+            let (news, progress) = mpsc::channel(4);
+            let begin = Box::pin(self.over_link(contents, caller, &opening, (agent, &image), (deadline, &news)));
+            match client.attend(begin, progress).await {
+                Ok(Ok(Start::Running(durable))) => return Box::pin(durable.run(contents, &mut client)).await,
+                Ok(Ok(Start::Ended(exit))) => return ended(exit, &client.to).await,
+                Ok(Ok(Start::Without(found))) => prepared = found,
+                Err(Stop::Gone) => return Report { kind: "gone", refusal: None, bytes: [0; 3] },
+                Ok(Err(refusal)) | Err(Stop::Refused(refusal)) => {
+                    return refused(refusal.about(contents.connection), &client.to).await;
+                }
+            }
+        }
+        if let Err(refusal) = opening.without_agent() {
+            return refused(refusal.about(contents.connection), &client.to).await;
+        }
+        Box::pin(self.by_stream(contents, caller, &opening, prepared, deadline, client)).await
+    }
+
+    async fn over_link(
+        &self,
+        contents: &Contents,
+        caller: &str,
+        opening: &Opening,
+        (agent, image): (&str, &str),
+        (deadline, progress): (Instant, &mpsc::Sender<v1::Progress>),
+    ) -> Result<Start, Refusal> {
+        let own_pod: Option<OwnPod> = match &contents.target {
+            Target::Pod { .. } => None,
+            Target::Template(base) => {
+                self.leases.admit(contents.owner, contents.connection, caller).await?;
+                Some(Box::pin(self.waiting_pod(contents, opening, base, agent, (deadline, progress))).await?)
+            }
+        };
+        let pod = match &own_pod {
+            Some(own) => own.pod.clone(),
+            None => contents.pod().ok_or_else(|| Refusal::new(Reason::Internal, "a connection without its pod"))?,
+        };
+        let place = Place {
+            pod: pod.clone(),
+            container: contents.console.clone(),
+            agent: agent.to_owned(),
+            image: image.to_owned(),
+        };
+        let link = self.links.program(&place);
+        match self.begin(contents, opening, pod.clone(), link, deadline).await? {
+            Begun::Running(mut durable) => {
+                durable.own_pod = own_pod;
+                Ok(Start::Running(durable))
+            }
+            Begun::Ended(exit) => Ok(Start::Ended(exit)),
+            Begun::Other(Found::Containerssh, words) => {
+                tracing::info!(pod = pod.name, agent, words, "the agent is containerssh-agent");
+                Ok(Start::Without(own_pod.map(|own_pod| Prepared { own_pod, image: image.to_owned() })))
+            }
+            Begun::Other(Found::Nothing | Found::Podbay, words) => {
+                let text = format!(
+                    "the image has no agent that runs at {agent} ({}): add it to the image, or set \
+                     kubernetes.pod.disableAgent: true",
+                    short(&words)
+                );
+                Err(Refusal::new(Reason::AgentMissing, text))
+            }
+        }
+    }
+}
+
+impl<S> Client<S> {
+    /// Waits for `work`, and passes news on to the client.
+    async fn attend<T>(
+        &mut self,
+        work: impl Future<Output = T> + Unpin,
+        mut progress: mpsc::Receiver<v1::Progress>,
+    ) -> Result<T, Stop> {
+        let mut work = work;
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(done),
+                Some(news) = progress.recv() => {
+                    // One that reads nothing misses news of the start, and nothing else.
+                    let frame = v1::RunSessionResponse { frame: Some(Frame::Progress(news)) };
+                    let _ = self.to.try_send(Ok(frame));
+                }
+                () = self.to.closed() => return Err(Stop::Gone),
+                () = self.cut.cancelled() => {
+                    let text = "this server is shutting down: log in again";
+                    return Err(Refusal::new(Reason::Draining, text).into());
+                }
+            }
+        }
+    }
+}
+
+/// What is known by the image that a session's console container runs.
+fn image(contents: &Contents) -> String {
+    match &contents.target {
+        Target::Pod { image_id, .. } => image_id.clone(),
+        Target::Template(base) => image_of(base, &contents.console),
+    }
+}
+
+async fn refused(refusal: Refusal, to: &ToClient) -> Report {
+    // Waits for room as long as the client is there.
+    let _ = to.send(Err(refusal.clone())).await;
+    Report { kind: "refused", refusal: Some(refusal), bytes: [0; 3] }
+}
+
+async fn ended(exit: v1::Exit, to: &ToClient) -> Report {
+    let _ = to.send(Ok(v1::RunSessionResponse { frame: Some(Frame::Exit(exit.clone())) })).await;
+    let refusal = if let Some(End::Lost(refusal)) = exit.end { Some(refusal) } else { None };
+    Report { kind: "lost", refusal, bytes: [0; 3] }
+}
