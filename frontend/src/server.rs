@@ -101,7 +101,7 @@ impl Server {
             accept_timeout: self.config.frontend.accept_timeout,
             phase: conn.phase.clone(),
             gone: conn.gone.clone(),
-            lost: conn.lost.clone(),
+            ended: conn.ended.clone(),
         };
         let server = Arc::clone(self);
         self.logins.spawn(async move {

@@ -113,6 +113,7 @@ impl Session {
         let ended = tokio::select! {
             ended = program => ended,
             () = input.evicted() => Ok(Ending::Lost(EVICTED.to_owned())),
+            text = conn.ended() => Ok(Ending::Lost(text.to_string())),
         };
         let ending = match ended {
             Ok(ending) => {
@@ -197,8 +198,11 @@ impl Starting<'_> {
                 Attempt::Refused(refusal) if refusal.reason() == v1::Reason::SubsystemUnknown => {
                     return Err(NotStarted::NoSubsystem(refusal.message));
                 }
-                Attempt::Refused(refusal) => return Err(self.lost(&refusal.message)),
-                Attempt::Ended(exit) => return Err(NotStarted::Ended(ending(exit))),
+                Attempt::Refused(refusal) => {
+                    end_with(self.conn, &refusal);
+                    return Err(self.lost(&refusal.message));
+                }
+                Attempt::Ended(exit) => return Err(NotStarted::Ended(ending(self.conn, exit))),
             };
             debug!(connection = %self.conn.id, "the program is started elsewhere: {failure}");
             if let Err(failure) = tour.failed(failure) {
@@ -335,7 +339,7 @@ async fn run(
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        ending = read(&link, frames, output) => ending,
+        ending = read(conn, &link, frames, output) => ending,
         () = output.broken() => Ending::Lost("the client is gone".to_owned()),
         () = feeding => Ending::Lost(String::new()),
         () = controls.run(&link, terms, output) => Ending::Lost(String::new()),
@@ -344,7 +348,12 @@ async fn run(
 }
 
 /// Takes every frame at once: what it leads to waits elsewhere.
-async fn read(link: &Arc<Link>, mut frames: crate::backend::Frames<v1::RunSessionResponse>, output: &Output) -> Ending {
+async fn read(
+    conn: &Conn,
+    link: &Arc<Link>,
+    mut frames: crate::backend::Frames<v1::RunSessionResponse>,
+    output: &Output,
+) -> Ending {
     while let Some(frame) = frames.next().await {
         let frame = match frame {
             Ok(frame) => frame.frame,
@@ -365,7 +374,7 @@ async fn read(link: &Arc<Link>, mut frames: crate::backend::Frames<v1::RunSessio
                 link.answered(answer);
                 Ok(())
             }
-            Some(Frame::Exit(exit)) => return ending(exit),
+            Some(Frame::Exit(exit)) => return ending(conn, exit),
             Some(Frame::Gap(gap)) => {
                 output.note(&format!("{} bytes of output were dropped", gap.to.saturating_sub(gap.from)));
                 Ok(())
@@ -385,13 +394,23 @@ async fn read(link: &Arc<Link>, mut frames: crate::backend::Frames<v1::RunSessio
     Ending::Lost("the backend ended the session without saying how the program ended".to_owned())
 }
 
-fn ending(exit: v1::Exit) -> Ending {
+/// A connection that an operator ended is ended as a whole, before a heartbeat says so.
+fn end_with(conn: &Conn, refusal: &v1::Refusal) {
+    if refusal.reason() == v1::Reason::Terminated {
+        conn.end(&refusal.message);
+    }
+}
+
+fn ending(conn: &Conn, exit: v1::Exit) -> Ending {
     match exit.end {
         Some(v1::exit::End::Code(code)) => Ending::Code(code),
         Some(v1::exit::End::Signal(signal)) => {
             Ending::Signal { name: signal.name, core_dumped: signal.core_dumped, message: signal.message }
         }
-        Some(v1::exit::End::Lost(refusal)) => Ending::Lost(refusal.message),
+        Some(v1::exit::End::Lost(refusal)) => {
+            end_with(conn, &refusal);
+            Ending::Lost(refusal.message)
+        }
         None => Ending::Lost("the backend did not say how the program ended".to_owned()),
     }
 }

@@ -54,8 +54,8 @@ pub struct Conn {
     pub phase: watch::Sender<Phase>,
     /// Cancelled when the client is gone.
     pub gone: CancellationToken,
-    /// Cancelled when the process lost its claim on the connection.
-    pub lost: CancellationToken,
+    /// Set when the connection is to end before its client ends it, with the text for the user.
+    pub ended: watch::Sender<Option<Arc<str>>>,
     /// Its session tasks.
     pub tasks: TaskTracker,
     /// Session channels that are open.
@@ -76,7 +76,7 @@ impl Conn {
             stage: watch::Sender::new(Stage::Connected),
             phase: watch::Sender::new(Phase::Asking),
             gone: CancellationToken::new(),
-            lost: CancellationToken::new(),
+            ended: watch::Sender::new(None),
             tasks: TaskTracker::new(),
             channels: AtomicUsize::new(0),
         })
@@ -117,6 +117,20 @@ impl Conn {
             self.capped.notify_one();
         }
         Ok(!taken.dropped)
+    }
+
+    /// Ends the connection: its sessions, and then itself, tell the user this. The first text counts.
+    pub fn end(&self, text: &str) {
+        self.ended.send_if_modified(|ended| ended.is_none() && ended.replace(text.into()).is_none());
+    }
+
+    /// Returns when the connection is to end, with the text for its user. Cancel safe.
+    pub async fn ended(&self) -> Arc<str> {
+        let text = self.ended.subscribe().wait_for(Option::is_some).await.ok().and_then(|text| text.clone());
+        match text {
+            Some(text) => text,
+            None => std::future::pending().await,
+        }
     }
 
     /// Session channels that are open now.

@@ -43,6 +43,8 @@ pub struct Script {
     pub subsystems: Vec<String>,
     pub heartbeat: Duration,
     pub owner_expired: bool,
+    /// What heartbeats say that operators ended: ids and messages.
+    pub terminated: Vec<(String, String)>,
     pub opened: Vec<v1::OpenConnectionRequest>,
     /// Opening streams that the caller dropped.
     pub abandoned: usize,
@@ -64,6 +66,7 @@ impl Default for Script {
             subsystems: vec!["echo".to_owned()],
             heartbeat: Duration::from_millis(200),
             owner_expired: false,
+            terminated: Vec::new(),
             opened: Vec::new(),
             abandoned: 0,
             closed: Vec::new(),
@@ -242,6 +245,11 @@ impl ConnectionService for Service {
             interval: prost_types::Duration::try_from(script.heartbeat).ok(),
             lease_duration: None,
             handles,
+            terminated: script
+                .terminated
+                .iter()
+                .map(|(id, message)| v1::TerminatedConnection { connection_id: id.clone(), message: message.clone() })
+                .collect(),
         }))
     }
 

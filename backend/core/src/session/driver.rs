@@ -2,7 +2,7 @@
 
 use super::{
     Opening, Sessions,
-    ending::{of_exec, of_gone, read_exit},
+    ending::{self, of_exec, of_gone, read_exit},
     machine::Machine,
     start::Running,
     violation,
@@ -121,7 +121,14 @@ impl Sessions {
             let text = "the program was not started in time (timeouts.commandStart)";
             Stop::Refused(Refusal::new(Reason::CommandStartTimeout, text))
         };
-        let Running { mut streams, pod, own_pod, stdout, stderr, warning, wrapped } = started.map_err(late)??;
+        let Running { mut streams, pod, own_pod, stdout, stderr, warning, wrapped } = match started.map_err(late)? {
+            Ok(running) => running,
+            Err(refusal) if ending::may_be_terminated(refusal.reason()) => {
+                let terminated = driver.attend(self.leases.terminated(contents.connection)).await?;
+                return Err(terminated.unwrap_or(refusal).into());
+            }
+            Err(refusal) => return Err(refusal.into()),
+        };
         drop(news);
         driver.machine.started(v1::Started {
             agent_level: AgentLevel::None.into(),
@@ -151,6 +158,14 @@ impl Sessions {
                 (Mode::Session, Some(_)) => read_exit(cluster, &pod, &contents.console, timeouts.pod_stop).await,
                 (_, None) => of_gone(&cluster.get_pod(&pod).await, &contents.console, &end),
             }
+        };
+        let ending = async {
+            let exit = ending.await;
+            if !ending::may_be_the_pods(&exit) {
+                return exit;
+            }
+            let terminated = self.leases.terminated(contents.connection).await;
+            terminated.map_or(exit, |refusal| v1::Exit { end: Some(End::Lost(refusal)) })
         };
         let mut exit = driver.attend(ending).await?;
         if let Some(End::Lost(refusal)) = &mut exit.end {
