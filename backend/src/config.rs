@@ -15,7 +15,7 @@ use std::{
 /// Checked and complete.
 #[derive(Debug)]
 pub struct Config {
-    /// `kubernetes` and `ownership`.
+    /// `kubernetes`, `ownership` and `security`.
     pub settings: Settings,
     /// `grpc`.
     pub grpc: Grpc,
@@ -85,7 +85,6 @@ impl Config {
             root.mistake("backend", "only kubernetes is built");
         }
         for key in [
-            "security",
             "auth",
             "authz",
             "configserver",
@@ -197,7 +196,7 @@ grpc:
   tls: {certFile: /c}
   callers: [{name: frontend, service: ''}]
   handleKeys: [{id: a, key: tooshort}]
-security: {}
+security: {forceCommand: x, maxSessions: -2}
 backend: docker
 ";
         let told = read(text).expect_err("mistakes");
@@ -209,7 +208,8 @@ backend: docker
             "grpc.callers[0].name",
             "grpc.callers[0].service",
             "handleKeys[0].key",
-            "security: is not supported",
+            "security.forceCommand: is not supported",
+            "security.maxSessions: must be -1",
             "only kubernetes is built",
             "test.yaml:6:",
         ] {

@@ -21,7 +21,7 @@ use podbay_backend_core::{
     wrapper::ZERO,
 };
 use podbay_runtime::config::Document;
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
@@ -55,6 +55,7 @@ impl World {
             shell: vec!["/bin/bash".into()],
             subsystems: [("sftp".to_owned(), "/sftp".to_owned())].into(),
             environment: [("A".to_owned(), "1".to_owned())].into(),
+            max_sessions: None,
             target: target(&cluster),
         };
         let sessions = Sessions::new(lifecycle.clone(), leases);
@@ -917,4 +918,73 @@ async fn a_pod_that_went_by_itself_is_no_operators_work() {
     world.cluster.delete_pod(&pod, Some(Duration::ZERO)).await.expect("deleted");
     assert_eq!(lost(session.all_after_start().await.exit).reason(), Reason::PodGone);
     assert_eq!(world.open(&shell()).all().await.refusal.expect("a refusal").reason(), Reason::PodGone);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_has_no_more_sessions_at_once_than_the_policy_allows() {
+    let mut world = World::connection().await;
+    world.contents.max_sessions = NonZeroU32::new(2);
+    world.runs(|mut program| {
+        async move {
+            program.wrapper().await;
+            program.stdin().await;
+            StreamEnd::ExitCode(ZERO)
+        }
+        .boxed()
+    });
+    let (mut first, mut second) = (world.open(&shell()), world.open(&exec("x")));
+    first.started().await;
+    second.started().await;
+    let began = Instant::now();
+    let refusal = world.open(&shell()).all().await.refusal.expect("a refusal");
+    assert_eq!(refusal.reason(), Reason::Limit);
+    assert!(refusal.message.contains("at most 2"), "{refusal:?}");
+    assert!(began.elapsed() <= Duration::from_secs(1));
+    assert_eq!(world.cluster.count(Call::Stream), 2, "it was not started");
+    // Another connection has its own places.
+    let mine = std::mem::replace(&mut world.contents.connection, ConnectionId::from_bytes([3; 16]));
+    world.open(&shell()).started().await;
+    world.contents.connection = mine;
+    // One whose Exit was read makes room, and one that was given up.
+    first.send(Frame::Eof(v1::Eof { stream: Stream::Stdin.into(), offset: 0, id: 1 })).await;
+    assert_eq!(first.all_after_start().await.exit, Some(End::Code(0)));
+    let mut third = world.open(&shell());
+    third.started().await;
+    drop(second);
+    world.open(&shell()).started().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_session_mode_the_pods_of_all_replicas_count() {
+    let mut world = World::session_mode().await;
+    world.contents.max_sessions = NonZeroU32::new(1);
+    let cluster = world.cluster.clone();
+    world.runs(move |mut program| {
+        let cluster = cluster.clone();
+        async move {
+            let pod = cluster.get_pod(&program.stream.pod).await.expect("the pod");
+            program.attached(&pod).await;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    let mut first = world.open(&exec("x"));
+    first.started().await;
+    // Another replica: its own places are all free.
+    let leases = Leases::new(Arc::new(world.cluster.clone()), Ownership::new(NS));
+    let here = std::mem::replace(&mut world.sessions, Sessions::new(world.lifecycle.clone(), leases));
+    let other = v1::Open { session_id: "cd".repeat(16), ..exec("x") };
+    let refusal = world.open(&other).all().await.refusal.expect("a refusal");
+    assert_eq!((refusal.reason(), world.cluster.count(Call::CreatePod)), (Reason::Limit, 1));
+    // The same session, started again where the answer was lost, is no second one.
+    let mut again = world.open(&exec("x"));
+    again.started().await;
+    // A pod that is on its way out is no session.
+    let pod = world.cluster.pods().remove(0);
+    world.cluster.set_termination(None);
+    let pod = PodRef { namespace: NS.into(), name: pod.metadata.name.expect("a name"), uid: None };
+    world.cluster.delete_pod(&pod, Some(Duration::from_mins(5))).await.expect("deleted");
+    drop(again);
+    world.open(&other).started().await;
+    drop((here, first));
 }

@@ -16,11 +16,11 @@ use podbay_runtime::{
 };
 
 /// Sections that belong to the backend.
-const BACKENDS: [&str; 5] = ["kubernetes", "grpc", "ownership", "backend", "docker"];
+const BACKENDS: [&str; 6] = ["kubernetes", "grpc", "ownership", "security", "backend", "docker"];
 
 /// Sections that nobody has built yet.
-const NOT_BUILT: [&str; 10] =
-    ["security", "auth", "configserver", "audit", "geoip", "metrics", "health", "kuberun", "dockerrun", "sshproxy"];
+const NOT_BUILT: [&str; 9] =
+    ["auth", "configserver", "audit", "geoip", "metrics", "health", "kuberun", "dockerrun", "sshproxy"];
 
 /// Everything the frontend is told.
 #[derive(Debug, Clone)]
@@ -111,8 +111,9 @@ users:
 frontend:
   backend: {addresses: [], tls: {ca: /nonexistent/ca}}
   drainTimeout: soon
-security: {}
+audit: {}
 kubernetes: {anything: goes}
+security: {anything: goes}
 ",
         )
         .expect_err("mistakes");
@@ -132,7 +133,7 @@ kubernetes: {anything: goes}
             "frontend.backend.addresses",
             "/nonexistent/ca",
             "frontend.drainTimeout",
-            "security",
+            "audit",
         ] {
             assert!(found(needle) || needle == "NONSENSE", "{needle} is not in {mistakes:#?}");
         }

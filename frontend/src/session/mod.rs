@@ -12,8 +12,8 @@ mod stdin;
 
 use crate::{
     backend::{Choice, Failure, Phase, Terms, Tour, phase::Opened},
-    metrics::SessionEnd,
-    ssh::{Conn, Input, LateAnswer, Slot, signal_of},
+    metrics::{SessionEnd, Turned},
+    ssh::{Admitted, Conn, Input, LateAnswer, Slot, TOO_MANY, signal_of},
 };
 use control::Controls;
 use futures::StreamExt as _;
@@ -54,6 +54,7 @@ pub struct Session {
 
 /// A program that runs.
 struct Running {
+    _admitted: Admitted,
     link: Arc<Link>,
     frames: crate::backend::Frames<v1::RunSessionResponse>,
 }
@@ -69,7 +70,7 @@ enum NotStarted {
 
 /// How an attempt to start went.
 enum Attempt {
-    Running(Running),
+    Running { link: Arc<Link>, frames: crate::backend::Frames<v1::RunSessionResponse> },
     Failed(Failure),
     Refused(v1::Refusal),
     Ended(v1::Exit),
@@ -178,6 +179,10 @@ impl Starting<'_> {
             return Err(NotStarted::NoSubsystem(format!("there is no subsystem {name} here")));
         }
         let terms = Arc::clone(&opened.terms);
+        let Some(admitted) = self.conn.admit(terms.max_sessions) else {
+            self.conn.server.metrics.turned(Turned::TooManySessions);
+            return Err(self.lost(TOO_MANY));
+        };
         let pod = if terms.session_mode { terms.pod_start } else { Duration::ZERO };
         let deadline = Instant::now() + terms.command_start + pod + GRACE;
         let mut tour = Tour::preferring(opened.replica);
@@ -190,9 +195,9 @@ impl Starting<'_> {
                 }
             };
             let failure = match tried {
-                Attempt::Running(running) => {
+                Attempt::Running { link, frames } => {
                     self.answer.success().await;
-                    return Ok((running, terms));
+                    return Ok((Running { _admitted: admitted, link, frames }, terms));
                 }
                 Attempt::Failed(failure) => failure,
                 Attempt::Refused(refusal) if refusal.reason() == v1::Reason::SubsystemUnknown => {
@@ -290,7 +295,7 @@ impl Starting<'_> {
                             self.output.note(&started.warning);
                         }
                         link.started(&started);
-                        return Attempt::Running(Running { link: Arc::new(link), frames });
+                        return Attempt::Running { link: Arc::new(link), frames };
                     }
                     Some(Frame::Exit(exit)) => return Attempt::Ended(exit),
                     Some(
@@ -324,7 +329,7 @@ async fn run(
     output: &Output,
     controls: Controls,
 ) -> Ending {
-    let Running { link, frames } = running;
+    let Running { _admitted, link, frames } = running;
     let mut notice = conn.server.notice.subscribe();
     let says = async {
         if let Ok(text) = notice.wait_for(Option::is_some).await

@@ -60,6 +60,8 @@ pub struct Conn {
     pub tasks: TaskTracker,
     /// Session channels that are open.
     pub channels: AtomicUsize,
+    /// Programs that were let in by [`Conn::admit`].
+    programs: AtomicUsize,
 }
 
 impl Conn {
@@ -79,6 +81,7 @@ impl Conn {
             ended: watch::Sender::new(None),
             tasks: TaskTracker::new(),
             channels: AtomicUsize::new(0),
+            programs: AtomicUsize::new(0),
         })
     }
 
@@ -133,9 +136,27 @@ impl Conn {
         }
     }
 
+    /// Lets one more program in, where the policy allows it (0 = any number). Channels that were opened before the policy was
+    /// known are counted here at the latest.
+    pub fn admit(self: &Arc<Self>, most: usize) -> Option<Admitted> {
+        let more = |programs: usize| (most == 0 || programs < most).then_some(programs + 1);
+        self.programs.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Admitted(Arc::clone(self)))
+    }
+
     /// Session channels that are open now.
     pub fn open_channels(&self) -> usize {
         self.channels.load(Ordering::Relaxed)
+    }
+}
+
+/// A program that was let in, until this is dropped.
+#[derive(Debug)]
+pub struct Admitted(Arc<Conn>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.programs.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -27,6 +27,8 @@ pub enum Opening {
     AtOnce,
     /// Accepted, a Progress, and after this time Opened.
     After(Duration),
+    /// Accepted and Opened after this time.
+    Late(Duration),
     /// A refusal.
     Refuse(v1::Reason, String),
     /// Nothing at all.
@@ -41,6 +43,7 @@ pub struct Script {
     pub opening: Opening,
     pub timeouts: Duration,
     pub subsystems: Vec<String>,
+    pub max_sessions: u32,
     pub heartbeat: Duration,
     pub owner_expired: bool,
     /// What heartbeats say that operators ended: ids and messages.
@@ -64,6 +67,7 @@ impl Default for Script {
             opening: Opening::AtOnce,
             timeouts: Duration::from_mins(1),
             subsystems: vec!["echo".to_owned()],
+            max_sessions: 0,
             heartbeat: Duration::from_millis(200),
             owner_expired: false,
             terminated: Vec::new(),
@@ -177,7 +181,8 @@ impl ConnectionService for Service {
                 signal: timeout,
                 window: timeout,
             };
-            let policy = v1::Policy { subsystems: script.subsystems.clone(), max_sessions: 0 };
+            let (subsystems, max_sessions) = (script.subsystems.clone(), script.max_sessions);
+            let policy = v1::Policy { subsystems, max_sessions };
             let mode = v1::ExecutionMode::Connection.into();
             (script.opening.clone(), v1::Accepted { timeouts: Some(timeouts), policy: Some(policy), mode })
         };
@@ -202,6 +207,11 @@ impl ConnectionService for Service {
                         () = tokio::time::sleep(time) => drop(send(opened).await),
                         () = events.closed() => script.lock().abandoned += 1,
                     }
+                }
+                Opening::Late(time) => {
+                    tokio::time::sleep(time).await;
+                    let _ = send(Event::Accepted(accepted)).await;
+                    let _ = send(opened).await;
                 }
                 Opening::Refuse(reason, message) => {
                     let _ = events.send(Err(v1::Refusal::new(reason, message).into_status())).await;

@@ -139,3 +139,27 @@ fn a_host_without_scheme_never_gets_credentials_in_clear() {
             .contains("hunter2")
     );
 }
+
+#[test]
+fn max_sessions_is_containersshs() {
+    let max = |value: &str| {
+        let text = format!("kubernetes: {{pod: {{disableAgent: true}}}}\nsecurity: {{maxSessions: {value}}}");
+        read(&text).map(|settings| settings.security.max_sessions.map(std::num::NonZeroU32::get))
+    };
+    for (value, wanted) in [("-1", None), ("0", None), ("1", Some(1)), ("4294967295", Some(u32::MAX))] {
+        assert_eq!(max(value), Ok(wanted), "{value}");
+    }
+    for wrong in ["-2", "4294967296", "many"] {
+        let told = max(wrong).expect_err(wrong);
+        assert!(told.len() == 1 && told[0].starts_with("f.yaml:2:"), "{told:?}");
+    }
+    let told = read(
+        "kubernetes: {pod: {disableAgent: true}}\nsecurity: {forceCommand: x, tty: {mode: disable}, maxSesions: 1}",
+    );
+    let told = told.expect_err("not built").join("\n");
+    for wanted in
+        ["security.forceCommand: is not supported", "security.tty: is not supported", "did you mean maxSessions"]
+    {
+        assert!(told.contains(wanted), "{told}");
+    }
+}

@@ -106,7 +106,10 @@ impl Connections {
         let given_up = || Refusal::new(Reason::Terminated, "the caller gave the connection up");
         let accepted = v1::Accepted {
             timeouts: Some(timeouts.to_proto()),
-            policy: Some(v1::Policy { subsystems: config.subsystems.keys().cloned().collect(), max_sessions: 0 }),
+            policy: Some(v1::Policy {
+                subsystems: config.subsystems.keys().cloned().collect(),
+                max_sessions: self.settings.security.max_sessions_proto(),
+            }),
             mode: v1::ExecutionMode::from(config.mode).into(),
         };
         events.send(OpenEvent::Accepted(accepted)).await.map_err(|_| given_up())?;
@@ -156,7 +159,7 @@ impl Connections {
                 (target, opened, Some(undo))
             }
         };
-        let contents = Contents::new(config, timeouts, &who, environment, target);
+        let contents = Contents::new(&self.settings, timeouts, &who, environment, target);
         let handle = Bytes::from(self.keys.seal(&contents, &who.caller)?);
         let pod_name = opened.pod_name.clone();
         events.send(OpenEvent::Opened(v1::Opened { handle, ..opened })).await.map_err(|_| given_up())?;

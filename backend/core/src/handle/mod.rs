@@ -10,7 +10,7 @@ pub use keys::{KeyError, KeyRing};
 
 use crate::{
     cluster::PodRef,
-    config::{Mode, PodConfig, Timeouts},
+    config::{Mode, Settings, Timeouts},
     identity::{Identity, User},
 };
 use flate2::{Compression, read::DeflateDecoder, write::DeflateEncoder};
@@ -23,6 +23,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
+    num::NonZeroU32,
 };
 
 /// More than this is never unpacked.
@@ -49,6 +50,9 @@ pub struct Contents {
     pub subsystems: BTreeMap<String, String>,
     /// The connection's environment; a session's own comes after it.
     pub environment: BTreeMap<String, String>,
+    /// The most sessions at once; absent = no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_sessions: Option<NonZeroU32>,
     /// Where programs run.
     pub target: Target,
 }
@@ -74,12 +78,13 @@ pub enum Target {
 impl Contents {
     /// For a connection that is open.
     pub fn new(
-        config: &PodConfig,
+        settings: &Settings,
         timeouts: Timeouts,
         who: &Identity,
         environment: BTreeMap<String, String>,
         target: Target,
     ) -> Self {
+        let config = &settings.pod;
         Self {
             connection: who.connection,
             owner: who.owner,
@@ -89,6 +94,7 @@ impl Contents {
             shell: config.shell_command.clone(),
             subsystems: config.subsystems.clone(),
             environment,
+            max_sessions: settings.security.max_sessions,
             target,
         }
     }

@@ -114,6 +114,7 @@ impl Sessions {
             Mode::Session => timeouts.pod_start.saturating_add(timeouts.command_start),
         };
         let deadline = Instant::now() + budget;
+        let place = driver.attend(self.places.take(contents.connection, contents.max_sessions)).await??;
         // Boxed: a start is large, and thousands of sessions live long after theirs.
         let start = Box::pin(self.start(contents, caller, opening, deadline, &news));
         let started = driver.attend(timeout_at(deadline, start)).await?;
@@ -171,8 +172,8 @@ impl Sessions {
         if let Some(End::Lost(refusal)) = &mut exit.end {
             refusal.connection_id = contents.connection.to_string();
         }
-        // The pod is not needed any more; the client's last reads need not hold it.
-        drop(own_pod);
+        // Neither is needed any more; the client's last reads need not hold them, and who has read Exit may begin anew.
+        drop((own_pod, place));
         driver.machine.finish(exit.clone());
         driver.flush().await?;
         Ok(exit)

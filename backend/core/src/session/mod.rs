@@ -7,6 +7,7 @@ mod driver;
 mod ending;
 mod machine;
 mod open;
+mod places;
 mod shells;
 mod start;
 
@@ -15,6 +16,7 @@ pub use machine::{Credits, Machine};
 pub use open::{Opening, first_frame};
 
 use crate::{lifecycle::Lifecycle, ownership::Leases};
+use places::Places;
 use podbay::v1::{Reason, Refusal};
 use shells::Shells;
 
@@ -24,12 +26,13 @@ pub struct Sessions {
     lifecycle: Lifecycle,
     leases: Leases,
     shells: Shells,
+    places: Places,
 }
 
 impl Sessions {
     /// With pods by `lifecycle`; `leases` say whether a connection may still have new ones.
     pub fn new(lifecycle: Lifecycle, leases: Leases) -> Self {
-        Self { lifecycle, leases, shells: Shells::default() }
+        Self { lifecycle, leases, shells: Shells::default(), places: Places::default() }
     }
 }
 
@@ -56,6 +59,7 @@ mod testing {
             shell: vec!["/bin/bash".into()],
             subsystems: [("sftp".to_owned(), "/usr/lib/openssh/sftp-server".to_owned())].into(),
             environment: std::collections::BTreeMap::new(),
+            max_sessions: None,
             target: Target::Pod {
                 namespace: "ns".into(),
                 name: "p".into(),

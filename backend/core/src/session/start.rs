@@ -3,20 +3,27 @@
 //! All of it is one future under one deadline that its caller keeps; dropping it undoes what it began: the stream is
 //! dropped, and a program's own pod is deleted in the background.
 
-use super::{Opening, Sessions, ending::is_missing};
+use super::{Opening, Sessions, ending::is_missing, places};
 use crate::{
     cluster::{ClusterError, Input, Output, PodRef, StreamEnd, StreamRequest, Streams},
     failure::short,
     handle::{Contents, Target},
+    identity::{self, Marks},
     lifecycle::{Kind, Lifecycle, StartRequest},
     template::{SessionProgram, session_pod},
     wrapper::{self, Mark, Nonce, Program, WrapError, Wrapped},
 };
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Pod;
-use podbay::v1::{self, Reason, Refusal};
-use std::collections::BTreeMap;
-use tokio::{sync::mpsc, time::Instant};
+use podbay::{
+    SessionId,
+    v1::{self, Reason, Refusal},
+};
+use std::{collections::BTreeMap, num::NonZeroU32};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 
 const NO_SHELL: &str = "this image has no /bin/sh: environment and terminal size are not set, and an upload may be cut";
 const IMAGES_OWN: &str = "the image's own command runs: output from before the connection may be missing";
@@ -78,6 +85,9 @@ impl Sessions {
             (Target::Pod { image_id, .. }, Some(pod)) => self.exec(contents, opening, pod, image_id).await,
             (Target::Template(base), _) => {
                 self.leases.admit(contents.owner, contents.connection, caller).await?;
+                if let Some(most) = contents.max_sessions {
+                    self.room(contents, opening, base, most, deadline).await?;
+                }
                 Box::pin(self.own_pod(contents, opening, base, deadline, progress)).await
             }
             (Target::Pod { .. }, None) => Err(Refusal::new(Reason::Internal, "a connection without its pod")),
@@ -157,6 +167,33 @@ impl Sessions {
         Ok(bare(streams, pod, Some(own), opening.tty, warning))
     }
 
+    /// Whether the connection has few enough pods for one more, whichever replica made them. (Two that look at the same
+    /// time may both find room.)
+    async fn room(
+        &self,
+        contents: &Contents,
+        opening: &Opening,
+        base: &Pod,
+        most: NonZeroU32,
+        deadline: Instant,
+    ) -> Result<(), Refusal> {
+        let namespace = base.metadata.namespace.as_deref().unwrap_or_default();
+        let selector = identity::of_connection(contents.connection);
+        let until = Instant::now() + places::OVERLAP;
+        loop {
+            let pods = self.lifecycle.list(namespace, &selector, deadline).await?;
+            let others = pods.iter().filter(|pod| is_live(pod, opening.session)).count();
+            if others < usize::try_from(most.get()).unwrap_or(usize::MAX) {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(places::full(most));
+            }
+            // A session that is over, and whose pod's end is not asked for yet.
+            sleep(places::OVERLAP / 4).await;
+        }
+    }
+
     async fn start_pod(
         &self,
         contents: &Contents,
@@ -193,6 +230,17 @@ fn pod_of(
         environment,
     };
     session_pod(base, program)
+}
+
+/// Whether a pod stands for another session that runs.
+fn is_live(pod: &Pod, own: SessionId) -> bool {
+    let ended = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref())
+        .is_some_and(|phase| phase == "Succeeded" || phase == "Failed");
+    let other = Marks::read(&pod.metadata).is_some_and(|marks| marks.session.is_some_and(|session| session != own));
+    other && !ended && pod.metadata.deletion_timestamp.is_none()
 }
 
 fn named(contents: &Contents, opening: &Opening, base: &Pod) -> Option<PodRef> {
