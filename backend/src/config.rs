@@ -3,7 +3,7 @@
 use crate::callers::{Callers, Rule};
 use podbay_backend_core::{config::Settings, handle::KeyRing};
 use podbay_runtime::{
-    config::{Document, Mistake, Mistakes, Section},
+    config::{Document, Mistakes, Section},
     telemetry::Log,
 };
 use std::{
@@ -62,16 +62,7 @@ impl Config {
     /// All mistakes of the document, with their places.
     pub fn from_document(document: Document) -> Result<Self, Mistakes> {
         let read = Self::read(&mut document.root());
-        document.finish()?;
-        // Without a mistake there is a configuration: whoever gives none records one.
-        let unusable = || Mistake {
-            file: String::new(),
-            line: 0,
-            column: 0,
-            path: String::new(),
-            message: "the configuration can't be used".to_owned(),
-        };
-        read.ok_or_else(|| Mistakes(vec![unusable()]))
+        document.finish_with(read)
     }
 
     fn read(root: &mut Section) -> Option<Self> {

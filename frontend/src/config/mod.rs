@@ -43,8 +43,7 @@ impl Config {
     /// Every mistake at once.
     pub fn from_document(document: Document) -> Result<Self, Mistakes> {
         let config = Self::from_section(document.root());
-        document.finish()?;
-        config.ok_or_else(|| Mistakes(Vec::new()))
+        document.finish_with(config)
     }
 
     /// The same for a document that others read too: its mistakes show when the document is finished. `None` where

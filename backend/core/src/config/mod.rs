@@ -41,7 +41,8 @@ impl Settings {
         let mut kubernetes = root.section("kubernetes");
         let connection = Connection::read(&mut kubernetes.section("connection"));
         let timeouts = Timeouts::read(&mut kubernetes.section("timeouts"));
-        let pod = PodConfig::read(&mut kubernetes.section("pod"));
+        // ContainerSSH reads this part as JSON, whose keys Go takes in any case.
+        let pod = PodConfig::read(&mut kubernetes.section("pod").in_any_case());
         let namespace = pod.as_ref().map_or("default", PodConfig::namespace).to_owned();
         let ownership = Ownership::read(&mut root.section("ownership"), &namespace);
         let security = Security::read(&mut root.section("security"));

@@ -163,3 +163,39 @@ fn max_sessions_is_containersshs() {
         assert!(told.contains(wanted), "{told}");
     }
 }
+
+#[test]
+fn a_pods_keys_may_be_in_any_case_and_none_may_be_unknown() {
+    // As ContainerSSH 0.3 wrote them.
+    let text = "
+kubernetes:
+  pod:
+    DisableAgent: true
+    consolecontainernumber: 1
+    metadata: {namespace: n, labels: {App: a}}
+    spec:
+      restartpolicy: Never
+      containers:
+      - {name: a, image: i}
+      - {name: b, image: i, imagepullpolicy: Never, resources: {limits: {cpu: 1}}}
+";
+    let pod = read(text).expect("good").pod;
+    assert_eq!((pod.console.as_str(), pod.namespace()), ("b", "n"));
+    assert_eq!(pod.spec.restart_policy.as_deref(), Some("Never"));
+    assert_eq!(pod.spec.containers[1].image_pull_policy.as_deref(), Some("Never"));
+    let limits = pod.spec.containers[1].resources.as_ref().and_then(|resources| resources.limits.as_ref());
+    assert_eq!(limits.expect("limits")["cpu"].0, "1");
+    assert_eq!(pod.metadata.labels.expect("labels").keys().collect::<Vec<_>>(), ["App"]);
+    let told = read(
+        "kubernetes:\n  pod:\n    disableAgent: true\n    spec:\n      volums: []\n      affinity: {nodeAffinty: {}}\n",
+    );
+    assert_eq!(
+        told.expect_err("unknown"),
+        [
+            "f.yaml:5:7: kubernetes.pod.spec.volums: unknown key; did you mean volumes?",
+            "f.yaml:6:18: kubernetes.pod.spec.affinity.nodeAffinty: unknown key; did you mean nodeAffinity?",
+        ]
+    );
+    // Beside the pod, case counts.
+    assert!(read("kubernetes: {pod: {disableAgent: true}, Timeouts: {}}").is_err());
+}
