@@ -105,6 +105,17 @@ fn every_mistake_is_told_with_its_place() {
         ("kubernetes: {connection: {cert: x}, pod: {disableAgent: true}}", "connection.cert: needs key or keyFile"),
         ("kubernetes: {connection: {path: /x}, pod: {disableAgent: true}}", "does not end in /api"),
         ("kubernetes: {connection: {insecure: true}, pod: {disableAgent: true}}", "insecure: is not supported"),
+        ("kubernetes: {connection: {timeout: 5s}, pod: {disableAgent: true}}", "kubernetes.timeouts.http bounds"),
+        (
+            "kubernetes: {connection: {username: u, bearerToken: t}, pod: {disableAgent: true}}",
+            "connection.username: can't be used together",
+        ),
+        ("kubernetes: {connection: {password: p}, pod: {disableAgent: true}}", "connection.password: needs username"),
+        (
+            "kubernetes: {connection: {host: 'https://u:p@h'}, pod: {disableAgent: true}}",
+            "connection.host: holds a user",
+        ),
+        ("kubernetes: {connection: {qps: -1}, pod: {disableAgent: true}}", "connection.qps: must not be negative"),
         (
             "{kubernetes: {pod: {disableAgent: true}}, ownership: {backendWait: 90s}}",
             "must be shorter than ownership.lease",
