@@ -5,6 +5,7 @@ use podbay_backend_core::{config::Settings, handle::KeyRing};
 use podbay_runtime::{
     config::{Document, Mistakes, Section},
     telemetry::Log,
+    tls,
 };
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -51,6 +52,8 @@ pub struct Tls {
     pub key: PathBuf,
     /// The CAs of the callers' certificates.
     pub client_ca: PathBuf,
+    /// `reloadInterval`: the files are looked at for changes this often.
+    pub reload_interval: Duration,
 }
 
 const DEFAULT_PORT: u16 = 8443;
@@ -119,7 +122,8 @@ impl Tls {
         let cert = section.required("certFile");
         let key = section.required("keyFile");
         let client_ca = section.required("clientCAFile");
-        Some(Self { cert: cert?, key: key?, client_ca: client_ca? })
+        let reload_interval = tls::reload_interval(section);
+        Some(Self { cert: cert?, key: key?, client_ca: client_ca?, reload_interval })
     }
 }
 

@@ -109,7 +109,14 @@ impl Replica {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         let service = Service { script: script.clone(), address };
-        let tls = tls.map(|files| podbay_runtime::tls::server(&files.cert, &files.key, Some(&files.ca)).expect("TLS"));
+        let tls = tls.map(|files| {
+            podbay_runtime::tls::Followed::server(files.cert.clone(), files.key.clone(), Some(files.ca.clone()))
+                .expect("TLS")
+        });
+        if let Some(tls) = &tls {
+            let follow = Arc::clone(tls).follow(Duration::from_millis(100), CancellationToken::new(), |_| {});
+            runtime.spawn(follow);
+        }
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).expect("a listener");
             let (_health, health_service) = tonic_health::server::health_reporter();
