@@ -114,7 +114,7 @@ impl Session {
         let ended = tokio::select! {
             ended = program => ended,
             () = input.evicted() => Ok(Ending::Lost(EVICTED.to_owned())),
-            text = conn.ended() => Ok(Ending::Lost(text.to_string())),
+            text = conn.ended_for_session() => Ok(Ending::Lost(text.to_string())),
         };
         let ending = match ended {
             Ok(ending) => {

@@ -114,7 +114,7 @@ async fn supervise(
 async fn ended(conn: &Conn) -> String {
     tokio::select! {
         text = conn.ended() => {
-            if conn.open_channels() > 0 {
+            if conn.has_told() {
                 // Its sessions tell their users first. OpenSSH throws away what it has not shown when it reads a disconnect,
                 // and goes by itself after its last session.
                 conn.tasks.close();

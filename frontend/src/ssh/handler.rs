@@ -76,7 +76,7 @@ pub struct Slot(Arc<Conn>);
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.channels.fetch_sub(1, Ordering::Relaxed);
+        self.0.channels.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -60,6 +60,8 @@ pub struct Conn {
     pub tasks: TaskTracker,
     /// Session channels that are open.
     pub channels: AtomicUsize,
+    /// A session tells its user why the connection ends.
+    telling: AtomicBool,
     /// Programs that were let in by [`Conn::admit`].
     programs: AtomicUsize,
 }
@@ -81,6 +83,7 @@ impl Conn {
             ended: watch::Sender::new(None),
             tasks: TaskTracker::new(),
             channels: AtomicUsize::new(0),
+            telling: AtomicBool::new(false),
             programs: AtomicUsize::new(0),
         })
     }
@@ -122,9 +125,24 @@ impl Conn {
         Ok(!taken.dropped)
     }
 
-    /// Ends the connection: its sessions, and then itself, tell the user this. The first text counts.
+    /// A session ends the connection, which it tells its user as the others do, and then the connection itself. The first
+    /// text counts.
     pub fn end(&self, text: &str) {
+        self.telling.store(true, Ordering::Release);
         self.ended.send_if_modified(|ended| ended.is_none() && ended.replace(text.into()).is_none());
+    }
+
+    /// [`Self::ended`], for a session, which tells its user.
+    pub async fn ended_for_session(&self) -> Arc<str> {
+        let text = self.ended().await;
+        // Before its channel counts as closed: whoever sees no channel sees this.
+        self.telling.store(true, Ordering::Release);
+        text
+    }
+
+    /// Whether sessions are there that tell their users why the connection ends, or were.
+    pub fn has_told(&self) -> bool {
+        self.open_channels() > 0 || self.telling.load(Ordering::Acquire)
     }
 
     /// Returns when the connection is to end, with the text for its user. Cancel safe.
@@ -146,7 +164,7 @@ impl Conn {
 
     /// Session channels that are open now.
     pub fn open_channels(&self) -> usize {
-        self.channels.load(Ordering::Relaxed)
+        self.channels.load(Ordering::Acquire)
     }
 }
 
