@@ -55,7 +55,7 @@ async fn a_draining_replica_s_session_starts_on_another() {
     let asked: Vec<_> = script.sessions.iter().map(|(address, open)| (*address, open.attempt)).collect();
     assert_eq!(asked.len(), 2, "{asked:?}");
     assert_ne!(asked[0].0, asked[1].0);
-    assert_eq!((asked[0].1, asked[1].1), (1, 2));
+    assert_eq!((asked[0].1, asked[1].1), (1, 1), "nothing has begun: without an agent a second attempt is refused");
     assert_eq!(script.sessions[0].1.session_id, script.sessions[1].1.session_id);
 }
 
@@ -170,4 +170,13 @@ async fn the_first_session_that_hears_it_ends_the_connection() {
         assert_eq!(told, "podbay: an operator ended this connection: now\n");
     }
     until("the client is disconnected", || client.is_closed()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_may_have_had_its_effect_is_not_repeated_elsewhere() {
+    let world = World::with(2, |_| {}).await;
+    let answered = world.ssh(&["host", "@unavailable"]).run().await;
+    assert_eq!(answered.status, Some(255));
+    assert!(answered.stderr.starts_with("podbay: the API went away"), "{answered:?}");
+    assert_eq!(world.script.lock().sessions.len(), 1);
 }

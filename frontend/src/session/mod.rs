@@ -187,9 +187,10 @@ impl Starting<'_> {
         let deadline = Instant::now() + terms.command_start + pod + GRACE;
         let mut tour = Tour::preferring(opened.replica);
         let id = rand::random();
-        for attempt in 1.. {
+        loop {
+            // Whatever is repeated had no effect: it stays the first attempt, which is all that a pod without agent takes.
             let tried = tokio::select! {
-                tried = self.attempt(&opened, tour.choice.clone(), id, attempt) => tried,
+                tried = self.attempt(&opened, tour.choice.clone(), id, 1) => tried,
                 () = sleep_until(deadline) => {
                     return Err(self.lost("the program was not started in time (timeouts.commandStart)"));
                 }
@@ -215,7 +216,6 @@ impl Starting<'_> {
                 return Err(self.lost(&failure.refusal().message));
             }
         }
-        Err(self.lost("the program was not started"))
     }
 
     fn lost(&self, text: &str) -> NotStarted {
