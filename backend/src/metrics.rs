@@ -74,6 +74,7 @@ impl KubernetesMetrics {
                 ClusterError::Forbidden { .. } => "forbidden",
                 ClusterError::Unauthorized { .. } => "unauthorized",
                 ClusterError::Unavailable { .. } => "unavailable",
+                ClusterError::Unreachable { .. } => "unreachable",
                 ClusterError::Timeout(_) => "timeout",
             };
             self.errors.get_or_create(&VerbError { verb, error }).inc();

@@ -24,9 +24,9 @@ async fn an_api_server_that_is_not_there_is_unavailable() {
     drop(listener);
     let cluster = support::cluster(&format!("host: \"http://{address}\"")).await;
     let error = cluster.ping().await.expect_err("nothing listens there");
-    assert!(matches!(&error, ClusterError::Unavailable { message, .. } if message.contains("refused")), "{error}");
+    assert!(matches!(&error, ClusterError::Unreachable { message } if message.contains("refused")), "{error}");
     let error = cluster.stream(&support::pod(), &support::exec(&["x"], false)).await.expect_err("nothing listens");
-    assert!(matches!(error, ClusterError::Unavailable { .. }), "{error}");
+    assert!(matches!(error, ClusterError::Unreachable { .. }), "{error}");
 }
 
 /// A cluster with TLS, and its credentials as files.

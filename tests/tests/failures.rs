@@ -204,3 +204,24 @@ fn an_operator_ends_programs_and_idle_connections_and_the_users_read_why() {
         world.ends_clean();
     }
 }
+
+#[test]
+fn a_session_that_begins_while_the_api_restarts_waits_for_it() {
+    let world = World::new(Setup::Apart);
+    let control = world.file("control");
+    let path = format!("ControlPath={}", control.display());
+    let mut client = world.ssh(&["-o", &path, "-o", "ControlMaster=yes", "-N"]).spawn().expect("starts");
+    wait_until("the master is up", || control.exists());
+    let output = world.ssh(&["-o", &path]).arg("true").output().expect("runs");
+    assert!(output.status.success(), "{output:?}");
+    world.fault(r#"{"do": {"action": "apiDown", "millis": 5000}}"#);
+    let began = Instant::now();
+    let output = world.ssh(&["-o", &path]).arg("echo once >>ran; cat ran").output().expect("runs");
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"once\n"[..]), "{output:?}");
+    assert!(began.elapsed() >= Duration::from_secs(3), "the API was there: {:?}", began.elapsed());
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("waiting for the Kubernetes API"), "{told}");
+    client.kill().expect("it runs");
+    client.wait().expect("ends");
+    world.ends_clean();
+}

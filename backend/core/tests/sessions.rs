@@ -988,3 +988,80 @@ async fn in_session_mode_the_pods_of_all_replicas_count() {
     world.open(&other).started().await;
     drop((here, first));
 }
+
+fn unreachable() -> ClusterError {
+    ClusterError::Unreachable { message: "connection refused".into() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_that_can_not_be_reached_is_waited_for_and_told() {
+    let world = World::connection().await;
+    world.runs(|mut program| {
+        async move {
+            program.wrapper().await;
+            StreamEnd::ExitCode(ZERO)
+        }
+        .boxed()
+    });
+    world.cluster.faults(Call::Stream, 6, Fault::Fail(unreachable()));
+    let (mut session, began) = (world.open(&shell()), Instant::now());
+    let mut told = Vec::new();
+    loop {
+        match session.next().await.expect("a frame").expect("no refusal") {
+            Back::Progress(progress) => told.push((progress.message, began.elapsed())),
+            Back::Started(_) => break,
+            other => panic!("{other:?} before Started"),
+        }
+    }
+    assert_eq!(world.cluster.count(Call::Stream), 7);
+    assert!(told[0].0.contains("waiting for the Kubernetes API: can't be reached: connection refused"), "{told:?}");
+    assert!(told.len() <= 2 && told[0].1 < Duration::from_secs(1), "at once, and then every 5 s: {told:?}");
+    assert_eq!(session.all_after_start().await.exit, Some(End::Code(0)));
+    // Not beyond commandStart, and then with the reason.
+    world.cluster.faults(Call::Stream, usize::MAX, Fault::Fail(unreachable()));
+    let began = Instant::now();
+    let refusal = world.open(&shell()).all().await.refusal.expect("a refusal");
+    assert_eq!(refusal.reason(), Reason::KubernetesUnavailable);
+    assert!(refusal.message.contains("connection refused"), "{refusal:?}");
+    assert!(
+        began.elapsed() > Duration::from_secs(50) && began.elapsed() <= Duration::from_mins(1),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_may_have_arrived_is_never_repeated() {
+    let world = World::connection().await;
+    for error in [
+        ClusterError::Unavailable { message: "connection reset".into(), retry_after: None },
+        ClusterError::Timeout(Duration::from_secs(15)),
+    ] {
+        let before = world.cluster.count(Call::Stream);
+        world.cluster.fault(Call::Stream, Fault::LoseAnswer(error));
+        let refusal = world.open(&shell()).all().await.refusal.expect("a refusal");
+        assert_eq!(refusal.reason(), Reason::KubernetesUnavailable);
+        assert_eq!(world.cluster.count(Call::Stream), before + 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_session_mode_the_reads_before_the_pod_are_repeated() {
+    let world = World::session_mode().await;
+    let cluster = world.cluster.clone();
+    world.runs(move |mut program| {
+        let cluster = cluster.clone();
+        async move {
+            let pod = cluster.get_pod(&program.stream.pod).await.expect("the pod");
+            program.attached(&pod).await;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    world.cluster.faults(Call::GetLease, 4, Fault::Fail(unreachable()));
+    world.cluster.faults(Call::CreatePod, 2, Fault::Fail(unreachable()));
+    world.cluster.faults(Call::Stream, 2, Fault::Fail(unreachable()));
+    let mut session = world.open(&exec("x"));
+    session.started().await;
+    assert_eq!((world.cluster.count(Call::CreatePod), world.cluster.count(Call::Stream)), (3, 3));
+}

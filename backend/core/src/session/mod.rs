@@ -8,6 +8,7 @@ mod ending;
 mod machine;
 mod open;
 mod places;
+mod reach;
 mod shells;
 mod start;
 

@@ -3,9 +3,9 @@
 //! All of it is one future under one deadline that its caller keeps; dropping it undoes what it began: the stream is
 //! dropped, and a program's own pod is deleted in the background.
 
-use super::{Opening, Sessions, ending::is_missing, places};
+use super::{Opening, Sessions, ending::is_missing, places, reach::Api};
 use crate::{
-    cluster::{ClusterError, Input, Output, PodRef, StreamEnd, StreamRequest, Streams},
+    cluster::{Input, Output, PodRef, StreamEnd, StreamRequest, Streams},
     failure::short,
     handle::{Contents, Target},
     identity::{self, Marks},
@@ -82,9 +82,13 @@ impl Sessions {
         progress: &mpsc::Sender<v1::Progress>,
     ) -> Result<Running, Refusal> {
         match (&contents.target, contents.pod()) {
-            (Target::Pod { image_id, .. }, Some(pod)) => self.exec(contents, opening, pod, image_id).await,
+            (Target::Pod { image_id, .. }, Some(pod)) => {
+                let api = Api { sessions: self, deadline, progress };
+                self.exec(contents, opening, pod, image_id, &api).await
+            }
             (Target::Template(base), _) => {
-                self.leases.admit(contents.owner, contents.connection, caller).await?;
+                let api = Api { sessions: self, deadline, progress };
+                api.admit(contents, caller).await?;
                 if let Some(most) = contents.max_sessions {
                     self.room(contents, opening, base, most, deadline).await?;
                 }
@@ -95,7 +99,14 @@ impl Sessions {
     }
 
     /// In the connection's pod.
-    async fn exec(&self, contents: &Contents, opening: &Opening, pod: PodRef, image: &str) -> Result<Running, Refusal> {
+    async fn exec(
+        &self,
+        contents: &Contents,
+        opening: &Opening,
+        pod: PodRef,
+        image: &str,
+        api: &Api<'_>,
+    ) -> Result<Running, Refusal> {
         let request = |command| StreamRequest {
             container: contents.console.clone(),
             command: Some(command),
@@ -105,7 +116,7 @@ impl Sessions {
         if !self.shells.is_bare(image) {
             let nonce = Nonce::new(rand::random());
             let wrapped = wrapper::for_exec(program(opening), &nonce).map_err(|error| unfit(&error))?;
-            let streams = self.open_stream(&pod, &request(wrapped.command.clone())).await?;
+            let streams = api.open_stream(&pod, &request(wrapped.command.clone())).await?;
             match marked(streams, &wrapped, &nonce, false).await? {
                 Tried::Runs(marked) => return Ok(running(*marked, pod, None, opening.tty)),
                 Tried::NoShell => {
@@ -115,7 +126,7 @@ impl Sessions {
             }
         }
         needs_no_shell(opening)?;
-        let streams = self.open_stream(&pod, &request(opening.argv.clone())).await?;
+        let streams = api.open_stream(&pod, &request(opening.argv.clone())).await?;
         Ok(bare(streams, pod, None, opening.tty, NO_SHELL))
     }
 
@@ -129,6 +140,7 @@ impl Sessions {
         progress: &mpsc::Sender<v1::Progress>,
     ) -> Result<Running, Refusal> {
         let image = image_of(base, &contents.console);
+        let api = Api { sessions: self, deadline, progress };
         let attach =
             StreamRequest { container: contents.console.clone(), command: None, tty: opening.tty, stdin: true };
         if !opening.argv.is_empty() && !self.shells.is_bare(&image) {
@@ -140,7 +152,7 @@ impl Sessions {
             match self.start_pod(contents, pod, deadline, progress).await {
                 Ok(own) => {
                     let pod = own.pod.clone();
-                    let streams = self.open_stream(&pod, &attach).await?;
+                    let streams = api.open_stream(&pod, &attach).await?;
                     match marked(streams, &wrapped, &nonce, true).await? {
                         Tried::Runs(marked) => return Ok(running(*marked, pod, Some(own), opening.tty)),
                         Tried::NoShell => self.shells.mark_bare(&image),
@@ -163,7 +175,7 @@ impl Sessions {
         let pod = pod_of(contents, opening, base, command, &environment);
         let own = self.start_pod(contents, pod, deadline, progress).await?;
         let pod = own.pod.clone();
-        let streams = self.open_stream(&pod, &attach).await?;
+        let streams = api.open_stream(&pod, &attach).await?;
         Ok(bare(streams, pod, Some(own), opening.tty, warning))
     }
 
@@ -204,13 +216,6 @@ impl Sessions {
         let request = StartRequest { pod, console: contents.console.clone(), kind: Kind::Program, deadline };
         let started = self.lifecycle.start(request, progress).await?;
         Ok(OwnPod { lifecycle: self.lifecycle.clone(), pod: started.pod })
-    }
-
-    async fn open_stream(&self, pod: &PodRef, request: &StreamRequest) -> Result<Streams, Refusal> {
-        self.lifecycle.cluster().stream(pod, request).await.map_err(|error| {
-            tracing::warn!(pod = pod.name, %error, "exec or attach refused");
-            refused(&error)
-        })
     }
 }
 
@@ -366,25 +371,6 @@ impl Reader {
                     return Err(Refusal::new(Reason::StreamLost, "the connection to the pod ended without a word"));
                 }
             }
-        }
-    }
-}
-
-/// Why no stream could be opened.
-fn refused(error: &ClusterError) -> Refusal {
-    let words = short(&error.to_string());
-    match error {
-        ClusterError::NotFound { .. } => {
-            Refusal::new(Reason::PodGone, "the pod of this connection is gone: log in again")
-        }
-        ClusterError::Invalid { .. } | ClusterError::Conflict { .. } | ClusterError::AlreadyExists => {
-            Refusal::new(Reason::ContainerFailed, format!("the container takes no program: {words}"))
-        }
-        ClusterError::Forbidden { .. } | ClusterError::Unauthorized { .. } => {
-            Refusal::new(Reason::BackendNotAllowed, format!("the backend may not start programs in the pod: {words}"))
-        }
-        ClusterError::Unavailable { .. } | ClusterError::Timeout(_) => {
-            Refusal::new(Reason::KubernetesUnavailable, format!("the program can't be started: {words}"))
         }
     }
 }
