@@ -28,5 +28,13 @@ pub const FRAME: usize = 32 * 1024;
 /// The largest gRPC message of `RunSession` that either side accepts.
 pub const MAX_MESSAGE: usize = 256 * 1024;
 
+/// What the user of a connection reads that an operator ended with these words (which may be empty).
+pub fn terminated_text(message: &str) -> String {
+    match message {
+        "" => "an operator ended this connection".to_owned(),
+        message => format!("an operator ended this connection: {message}"),
+    }
+}
+
 /// The largest handle.
 pub const MAX_HANDLE: usize = 64 * 1024;

@@ -3,8 +3,9 @@
 use crate::callers::{Callers, Rule};
 use podbay_backend_core::{config::Settings, handle::KeyRing};
 use podbay_runtime::{
-    config::{Document, Mistake, Mistakes, Section},
+    config::{Document, Mistakes, Section},
     telemetry::Log,
+    tls,
 };
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -15,7 +16,7 @@ use std::{
 /// Checked and complete.
 #[derive(Debug)]
 pub struct Config {
-    /// `kubernetes` and `ownership`.
+    /// `kubernetes`, `ownership` and `security`.
     pub settings: Settings,
     /// `grpc`.
     pub grpc: Grpc,
@@ -51,6 +52,8 @@ pub struct Tls {
     pub key: PathBuf,
     /// The CAs of the callers' certificates.
     pub client_ca: PathBuf,
+    /// `reloadInterval`: the files are looked at for changes this often.
+    pub reload_interval: Duration,
 }
 
 const DEFAULT_PORT: u16 = 8443;
@@ -62,16 +65,7 @@ impl Config {
     /// All mistakes of the document, with their places.
     pub fn from_document(document: Document) -> Result<Self, Mistakes> {
         let read = Self::read(&mut document.root());
-        document.finish()?;
-        // Without a mistake there is a configuration: whoever gives none records one.
-        let unusable = || Mistake {
-            file: String::new(),
-            line: 0,
-            column: 0,
-            path: String::new(),
-            message: "the configuration can't be used".to_owned(),
-        };
-        read.ok_or_else(|| Mistakes(vec![unusable()]))
+        document.finish_with(read)
     }
 
     fn read(root: &mut Section) -> Option<Self> {
@@ -85,7 +79,6 @@ impl Config {
             root.mistake("backend", "only kubernetes is built");
         }
         for key in [
-            "security",
             "auth",
             "authz",
             "configserver",
@@ -129,7 +122,8 @@ impl Tls {
         let cert = section.required("certFile");
         let key = section.required("keyFile");
         let client_ca = section.required("clientCAFile");
-        Some(Self { cert: cert?, key: key?, client_ca: client_ca? })
+        let reload_interval = tls::reload_interval(section);
+        Some(Self { cert: cert?, key: key?, client_ca: client_ca?, reload_interval })
     }
 }
 
@@ -197,7 +191,7 @@ grpc:
   tls: {certFile: /c}
   callers: [{name: frontend, service: ''}]
   handleKeys: [{id: a, key: tooshort}]
-security: {}
+security: {forceCommand: x, maxSessions: -2}
 backend: docker
 ";
         let told = read(text).expect_err("mistakes");
@@ -209,7 +203,8 @@ backend: docker
             "grpc.callers[0].name",
             "grpc.callers[0].service",
             "handleKeys[0].key",
-            "security: is not supported",
+            "security.forceCommand: is not supported",
+            "security.maxSessions: must be -1",
             "only kubernetes is built",
             "test.yaml:6:",
         ] {

@@ -1,5 +1,6 @@
 //! A peer's connection as tonic takes it, counted.
 
+use podbay_runtime::tls::Accepted;
 use std::{
     io,
     pin::Pin,
@@ -8,21 +9,19 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     sync::OwnedSemaphorePermit,
 };
-use tokio_rustls::server::TlsStream;
 use tonic::transport::server::{Connected, TcpConnectInfo, TlsConnectInfo};
 
 /// A TLS connection that holds its place among `grpc.maxConnections`.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    stream: TlsStream<TcpStream>,
+    stream: Accepted,
     _place: Arc<OwnedSemaphorePermit>,
 }
 
 impl Peer {
-    pub fn new(stream: TlsStream<TcpStream>, place: OwnedSemaphorePermit) -> Self {
+    pub fn new(stream: Accepted, place: OwnedSemaphorePermit) -> Self {
         Self { stream, _place: Arc::new(place) }
     }
 }

@@ -74,6 +74,7 @@ impl KubernetesMetrics {
                 ClusterError::Forbidden { .. } => "forbidden",
                 ClusterError::Unauthorized { .. } => "unauthorized",
                 ClusterError::Unavailable { .. } => "unavailable",
+                ClusterError::Unreachable { .. } => "unreachable",
                 ClusterError::Timeout(_) => "timeout",
             };
             self.errors.get_or_create(&VerbError { verb, error }).inc();
@@ -94,6 +95,7 @@ pub struct ServiceMetrics {
     ends: Family<Kind, Counter>,
     reaped: Counter,
     garbage: Family<Kind, Counter>,
+    reloads: Family<Kind, Counter>,
 }
 
 impl ServiceMetrics {
@@ -109,6 +111,7 @@ impl ServiceMetrics {
             ends: Family::default(),
             reaped: Counter::default(),
             garbage: Family::default(),
+            reloads: Family::default(),
         };
         registry.register("podbay_calls", "Ended gRPC calls by method and code", metrics.calls.clone());
         registry.register("podbay_call_seconds", "Time of unary gRPC calls", metrics.call_seconds.clone());
@@ -119,6 +122,8 @@ impl ServiceMetrics {
         registry.register("podbay_session_ends", "Ended sessions by how they ended", metrics.ends.clone());
         registry.register("podbay_reaped_pods", "Pods deleted because their owner was gone", metrics.reaped.clone());
         registry.register("podbay_refused_peers", "Peers that were cut off", metrics.garbage.clone());
+        let reloads = "Changes of the certificate files: good, or bad (then the old ones stay in use)";
+        registry.register("podbay_tls_reloads", reloads, metrics.reloads.clone());
         metrics
     }
 
@@ -150,7 +155,12 @@ impl ServiceMetrics {
         self.reaped.inc_by(pods);
     }
 
-    /// A peer was cut: `tls` (no handshake came about) or `limit`.
+    /// The certificate files have changed.
+    pub(crate) fn reloaded(&self, good: bool) {
+        self.reloads.get_or_create(&Kind { kind: if good { "good" } else { "bad" } }).inc();
+    }
+
+    /// A peer was cut: `tls` (no handshake came about), `garbage` (no HTTP/2 after it) or `limit`; or an `accept` failed.
     pub fn refused_peer(&self, kind: &'static str) {
         self.garbage.get_or_create(&Kind { kind }).inc();
     }

@@ -25,7 +25,7 @@ use podbay_backend_core::{
 use podbay_runtime::{
     admin::{self, Readiness},
     shutdown::Shutdown,
-    tls::{self, TlsError},
+    tls::{self, Followed, Refused, TlsError},
 };
 use prometheus_client::registry::Registry;
 use std::{
@@ -107,7 +107,7 @@ pub async fn run_on(
     admin: Option<TcpListener>,
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
-    let tls = tls::server(&grpc.tls.cert, &grpc.tls.key, Some(&grpc.tls.client_ca))?;
+    let tls = Followed::server(grpc.tls.cert, grpc.tls.key, Some(grpc.tls.client_ca))?;
     let keys = if let Some(keys) = grpc.keys {
         keys
     } else {
@@ -139,6 +139,9 @@ pub async fn run_on(
     let reaper = Reaper::new(lifecycle, leases, namespace);
     helpers.spawn(count_reaped(reaper.deleted(), metrics.clone()));
     helpers.spawn(reaper.run(stop.clone()));
+    let counted = metrics.clone();
+    let reloaded = move |good| counted.reloaded(good);
+    helpers.spawn(Arc::clone(&tls).follow(grpc.tls.reload_interval, stop.clone(), reloaded));
     let readiness = Readiness::default();
     let mut admin_server = JoinSet::new();
     if let Some(listener) = admin {
@@ -231,19 +234,25 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
 /// Peers after their handshake, at most so many at once. What fails is cut, counted and logged.
 fn peers(
     listener: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
+    tls: Arc<Followed<rustls::ServerConfig>>,
     most: usize,
     stop: CancellationToken,
     metrics: ServiceMetrics,
 ) -> impl Stream<Item = io::Result<Peer>> {
     let places = Arc::new(Semaphore::new(most));
     let counted = metrics.clone();
-    let refused = move |peer: Option<std::net::SocketAddr>, error: &io::Error| {
-        counted.refused_peer("tls");
-        if let Some(peer) = peer {
-            tracing::info!(remote = %peer, %error, "a peer on the gRPC port is no client");
-        } else {
+    let refused = move |who: Refused, error: &io::Error| match who {
+        Refused::Accept => {
+            counted.refused_peer("accept");
             tracing::warn!(%error, "accept failed");
+        }
+        Refused::Handshake(peer) => {
+            counted.refused_peer("tls");
+            tracing::info!(remote = %peer, %error, "a peer on the gRPC port is no client: no TLS handshake came about");
+        }
+        Refused::Garbage(peer) => {
+            counted.refused_peer("garbage");
+            tracing::warn!(remote = %peer, %error, "a peer on the gRPC port is no client: no HTTP/2 after its TLS handshake");
         }
     };
     // The stream must not end before the server does: its end would be the server's.
@@ -253,7 +262,7 @@ fn peers(
             let peer = match (stream, Arc::clone(&places).try_acquire_owned()) {
                 (Ok(stream), Ok(place)) => Some(Ok(Peer::new(stream, place))),
                 (Ok(stream), Err(_)) => {
-                    let remote = stream.get_ref().0.peer_addr().ok();
+                    let remote = stream.get_ref().get_ref().0.peer_addr().ok();
                     tracing::warn!(?remote, most, "too many connections (grpc.maxConnections)");
                     metrics.refused_peer("limit");
                     None

@@ -54,31 +54,37 @@ struct Replica {
     task: JoinHandle<Result<(), podbay_backend::RunError>>,
 }
 
+/// Writes a new CA with the server's certificate and key; gives the CA and what its clients show.
+fn credentials(dir: &std::path::Path) -> (String, Vec<(&'static str, Identity)>) {
+    let ca_key = KeyPair::generate().expect("a key");
+    let mut ca_params = CertificateParams::default();
+    ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = ca_params.self_signed(&ca_key).expect("a CA").pem();
+    let issuer = Issuer::new(ca_params, &ca_key);
+    let leaf = |dns: &str| {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec![dns.to_owned()]).expect("a name");
+        params.distinguished_name.push(DnType::CommonName, dns);
+        (params.signed_by(&key, &issuer).expect("a certificate").pem(), key.serialize_pem())
+    };
+    let (cert, key) = leaf("localhost");
+    for (name, text) in [("ca.pem", &ca), ("cert.pem", &cert), ("key.pem", &key)] {
+        std::fs::write(dir.join(name), text).expect("written");
+    }
+    let identities = ["frontend.podbay", "ci.podbay", "admin.podbay", "stranger.podbay"].map(|name| {
+        let (cert, key) = leaf(name);
+        (name, Identity::from_pem(cert, key))
+    });
+    (ca, identities.into())
+}
+
 impl World {
     fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let ca_key = KeyPair::generate().expect("a key");
-        let mut ca_params = CertificateParams::default();
-        ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = ca_params.self_signed(&ca_key).expect("a CA").pem();
-        let issuer = Issuer::new(ca_params, &ca_key);
-        let leaf = |dns: &str| {
-            let key = KeyPair::generate().expect("a key");
-            let mut params = CertificateParams::new(vec![dns.to_owned()]).expect("a name");
-            params.distinguished_name.push(DnType::CommonName, dns);
-            (params.signed_by(&key, &issuer).expect("a certificate").pem(), key.serialize_pem())
-        };
-        let (cert, key) = leaf("localhost");
-        for (name, text) in [("ca.pem", &ca), ("cert.pem", &cert), ("key.pem", &key)] {
-            std::fs::write(dir.path().join(name), text).expect("written");
-        }
-        let identities = ["frontend.podbay", "ci.podbay", "admin.podbay", "stranger.podbay"].map(|name| {
-            let (cert, key) = leaf(name);
-            (name, Identity::from_pem(cert, key))
-        });
+        let (ca, identities) = credentials(dir.path());
         let cluster = FakeCluster::new();
         cluster.on_stream(|program| echo(program).boxed());
-        Self { dir, ca, identities: identities.into(), cluster }
+        Self { dir, ca, identities, cluster }
     }
 
     fn config(&self, mode: &str) -> Config {
@@ -88,7 +94,7 @@ impl World {
             "
 kubernetes: {{pod: {{disableAgent: true, mode: {mode}, metadata: {{namespace: ns}}}}, timeouts: {{commandStart: 2s}}}}
 grpc:
-  tls: {{certFile: {dir}/cert.pem, keyFile: {dir}/key.pem, clientCAFile: {dir}/ca.pem}}
+  tls: {{certFile: {dir}/cert.pem, keyFile: {dir}/key.pem, clientCAFile: {dir}/ca.pem, reloadInterval: 100ms}}
   drainTimeout: 1s
   maxConnections: 20
   handleKeys: [{{id: one, key: '{key}'}}]
@@ -596,4 +602,55 @@ async fn reflection_lists_the_services() {
     for wanted in ["podbay.v1.ConnectionService", "podbay.v1.SessionService", "grpc.health.v1.Health"] {
         assert!(names.iter().any(|name| name == wanted), "{names:?}");
     }
+}
+
+#[tokio::test]
+async fn garbage_inside_tls_is_cut_and_counted() {
+    let world = World::new();
+    let replica = world.replica().await;
+    let dir = world.dir.path();
+    // The server's own certificate will do as a client's: its CA signed it.
+    let identity = (dir.join("cert.pem"), dir.join("key.pem"));
+    let tls = podbay_runtime::tls::client(&dir.join("ca.pem"), Some((&identity.0, &identity.1))).expect("TLS");
+    let stream = TcpStream::connect(replica.address).await.expect("connects");
+    let name = "localhost".try_into().expect("a name");
+    let mut stream = tokio_rustls::TlsConnector::from(tls).connect(name, stream).await.expect("handshake");
+    stream.write_all(b"SSH-2.0-lost\r\n").await.expect("writes");
+    // Cut: by an end or an error, but not by silence.
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("it is cut");
+    let metrics = metrics(&replica).await;
+    assert!(metrics.contains("podbay_refused_peers_total{kind=\"garbage\"} 1"), "{metrics}");
+    world.client(&replica, "frontend.podbay").await.open(connection(1, "bob")).await.expect("others are served");
+}
+
+#[tokio::test]
+async fn new_certificates_are_taken_up_without_a_restart_and_bad_ones_are_not() {
+    let mut world = World::new();
+    let replica = world.replica().await;
+    let mut before = world.client(&replica, "frontend.podbay").await;
+    before.open(connection(1, "bob")).await.expect("opened");
+    let reloads = async |kind: &str, wanted: u32| {
+        let line = format!("podbay_tls_reloads_total{{kind=\"{kind}\"}} {wanted}");
+        eventually(&line, async || metrics(&replica).await.contains(&line)).await;
+    };
+    // A file of nonsense: the old ones stay.
+    let good = std::fs::read(world.dir.path().join("cert.pem")).expect("reads");
+    std::fs::write(world.dir.path().join("cert.pem"), "nonsense").expect("writes");
+    reloads("bad", 1).await;
+    world.client(&replica, "frontend.podbay").await.open(connection(2, "bob")).await.expect("as before");
+    std::fs::write(world.dir.path().join("cert.pem"), good).expect("writes");
+    reloads("good", 1).await;
+    // All new, and a CA of its own: whoever has the old credentials is a stranger, but for connections that are there.
+    let next = tempfile::tempdir().expect("a directory");
+    let (ca, identities) = credentials(next.path());
+    for name in ["key.pem", "cert.pem", "ca.pem"] {
+        std::fs::rename(next.path().join(name), world.dir.path().join(name)).expect("renames");
+    }
+    eventually("the old credentials are refused", async || {
+        world.channel(&replica, Some("frontend.podbay")).await.is_err()
+    })
+    .await;
+    before.open(connection(3, "bob")).await.expect("an old connection goes on");
+    (world.ca, world.identities) = (ca, identities);
+    world.client(&replica, "frontend.podbay").await.open(connection(4, "bob")).await.expect("the new ones work");
 }

@@ -59,9 +59,9 @@ pub enum Method {
 /// What came of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Outcome {
-    /// Logged in.
+    /// It worked.
     Success,
-    /// Not.
+    /// It did not.
     Failure,
 }
 
@@ -125,6 +125,11 @@ struct Closed {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reloaded {
+    result: Outcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Ended {
     end: SessionEnd,
 }
@@ -158,6 +163,7 @@ pub struct Metrics {
     calls: Family<Call, Counter>,
     durations: Family<CallMethod, Histogram, fn() -> Histogram>,
     closings: Family<Closed, Counter>,
+    reloads: Family<Reloaded, Counter>,
 }
 
 impl fmt::Debug for Metrics {
@@ -189,6 +195,7 @@ impl Metrics {
             calls: Family::default(),
             durations: Family::new_with_constructor(seconds),
             closings: Family::default(),
+            reloads: Family::default(),
         };
         let m = metrics.clone();
         let registry = registry.sub_registry_with_prefix("podbay_frontend");
@@ -206,6 +213,8 @@ impl Metrics {
         registry.register("accept_errors", "Failed accepts", m.accept_errors);
         registry.register("backend_calls", "Calls of the backend by method and code", m.calls);
         registry.register_with_unit("backend_call_duration", "Time to headers", Unit::Seconds, m.durations);
+        let reloads = "Changes of the certificate files: success, or failure (then the old ones stay in use)";
+        registry.register("tls_reloads", reloads, m.reloads);
         registry.register("closes", "Connections closed at the backend by result", m.closings);
         metrics
     }
@@ -277,6 +286,12 @@ impl Metrics {
     pub fn called(&self, method: &'static str, code: Code, time: Duration) {
         self.calls.get_or_create(&Call { method, code: format!("{code:?}") }).inc();
         self.durations.get_or_create(&CallMethod { method }).observe(time.as_secs_f64());
+    }
+
+    /// The certificate files have changed.
+    pub fn reloaded(&self, good: bool) {
+        let result = if good { Outcome::Success } else { Outcome::Failure };
+        self.reloads.get_or_create(&Reloaded { result }).inc();
     }
 
     /// A connection was closed at the backend, or not.

@@ -1,7 +1,7 @@
 //! The process: what all connections share, and its way from start to end.
 
 use crate::{
-    backend::{Backend, login::Login, owner::Owner, pool::Pool},
+    backend::{Backend, connector::Security, login::Login, owner::Owner, pool::Pool},
     config::{Config, HostKeys},
     hostkey::{self, HostKeyError},
     listen::{self, Bounds, Door},
@@ -101,7 +101,7 @@ impl Server {
             accept_timeout: self.config.frontend.accept_timeout,
             phase: conn.phase.clone(),
             gone: conn.gone.clone(),
-            lost: conn.lost.clone(),
+            ended: conn.ended.clone(),
         };
         let server = Arc::clone(self);
         self.logins.spawn(async move {
@@ -158,6 +158,11 @@ pub async fn run(config: Config, listener: TcpListener, parts: Parts) -> Result<
     } else {
         let to = &config.frontend.backend;
         let pool = Pool::new(to.addresses.clone(), to.security.clone(), metrics.clone());
+        if let Security::Tls { config, reload_interval, .. } = &to.security {
+            let counted = metrics.clone();
+            let follow = Arc::clone(config).follow(*reload_interval, stop.clone(), move |good| counted.reloaded(good));
+            tracker.spawn(follow);
+        }
         (Arc::clone(&pool) as Arc<dyn Backend>, Some(pool))
     };
     let server = Server::new(config, backend, metrics)?;

@@ -4,7 +4,7 @@ mod support;
 
 use russh::{Channel, ChannelMsg, ChannelOpenFailure, Pty, Sig, client::Msg};
 use std::time::{Duration, Instant};
-use support::{PATIENCE, World, until};
+use support::{PATIENCE, World, backend::Opening, until};
 use tokio::time::timeout;
 
 /// The next message that is not a window adjustment.
@@ -198,4 +198,52 @@ async fn other_channels_are_refused_with_a_reason() {
     });
     opened.await.expect("a closed channel makes room");
     drop(two);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policys_limit_of_sessions_holds_for_the_connection() {
+    let world = World::new().await;
+    world.script.lock().max_sessions = 2;
+    let client = world.client().await;
+    let mut first = client.channel_open_session().await.expect("opens");
+    first.exec(true, "read line").await.expect("sends");
+    until("a program runs", || world.script.lock().running == 1).await;
+    let second = client.channel_open_session().await.expect("opens");
+    let refused = client.channel_open_session().await.expect_err("refused");
+    assert!(matches!(&refused, russh::Error::ChannelOpenFailure(ChannelOpenFailure::ResourceShortage)), "{refused:?}");
+    assert_eq!(world.metric("refused_total", "TooManySessions"), 1);
+    first.eof().await.expect("sends");
+    to_the_end(&mut first).await;
+    client.channel_open_session().await.expect("the first one's place");
+    // Another connection has its own.
+    let other = world.client().await;
+    other.channel_open_session().await.expect("opens");
+    drop(second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn channels_that_come_before_the_policy_are_held_to_it() {
+    let world = World::new().await;
+    {
+        let mut script = world.script.lock();
+        script.max_sessions = 1;
+        script.opening = Opening::Late(Duration::from_millis(300));
+    }
+    let client = world.client().await;
+    let mut channels = Vec::new();
+    for _ in 0..2 {
+        channels.push(client.channel_open_session().await.expect("nobody has said that there is a limit"));
+    }
+    for channel in &channels {
+        channel.exec(false, "read line; echo $line").await.expect("sends");
+        channel.eof().await.expect("sends");
+    }
+    let mut ends = Vec::new();
+    for channel in &mut channels {
+        let (_, told, status) = to_the_end(channel).await;
+        ends.push((status, told.contains("too many sessions at once on this connection")));
+    }
+    ends.sort();
+    assert_eq!(ends, [(Some(0), false), (Some(255), true)]);
+    assert_eq!(world.script.lock().sessions.len(), 1, "the second was not even asked for");
 }

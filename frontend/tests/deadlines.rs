@@ -168,7 +168,7 @@ struct World {
     owner: Arc<Owner>,
     phase: watch::Receiver<Phase>,
     gone: CancellationToken,
-    lost: CancellationToken,
+    ended: watch::Receiver<Option<Arc<str>>>,
     task: JoinHandle<()>,
     began: Instant,
 }
@@ -182,7 +182,8 @@ impl World {
         backend.state().openings.extend(openings);
         backend.state().closings.extend(closings);
         let (owner, phase) = (Owner::new(), watch::Sender::new(Phase::Asking));
-        let (gone, lost) = (CancellationToken::new(), CancellationToken::new());
+        let (gone, ended) = (CancellationToken::new(), watch::Sender::new(None));
+        let is_ended = ended.subscribe();
         let login = Login {
             id: ConnectionId::from_bytes([7; 16]),
             user: "alice".to_owned(),
@@ -190,14 +191,14 @@ impl World {
             accept_timeout: Duration::from_secs(10),
             phase: phase.clone(),
             gone: gone.clone(),
-            lost: lost.clone(),
+            ended,
         };
         let receiver = phase.subscribe();
         let (calls, claims) = (backend.clone(), Arc::clone(&owner));
         let task = tokio::spawn(async move {
             login.run(&calls, &claims, &Metrics::new(&mut Registry::default())).await;
         });
-        Self { backend, owner, phase: receiver, gone, lost, task, began: Instant::now() }
+        Self { backend, owner, phase: receiver, gone, ended: is_ended, task, began: Instant::now() }
     }
 
     /// Waits for the connection to fail. Returns why, and after how long.
@@ -304,7 +305,7 @@ async fn a_refusal_is_final() {
 
 #[tokio::test(start_paused = true)]
 async fn heartbeats_keep_the_interval_renew_handles_and_notice_a_lost_lease() {
-    let world = World::new([Opening::Events(vec![accepted(5), opened()])], [Ok(1)]);
+    let mut world = World::new([Opening::Events(vec![accepted(5), opened()])], [Ok(1)]);
     let mut phase = world.phase.clone();
     let opened = match &*phase.wait_for(|phase| matches!(phase, Phase::Open(_))).await.expect("opens") {
         Phase::Open(opened) => Arc::clone(opened),
@@ -314,12 +315,13 @@ async fn heartbeats_keep_the_interval_renew_handles_and_notice_a_lost_lease() {
         interval: Some(prost_types::Duration { seconds: 20, nanos: 0 }),
         lease_duration: None,
         handles: vec![b"new handle"[..].into()],
+        terminated: Vec::new(),
     };
     let expired = v1::Refusal::new(v1::Reason::OwnerExpired, "gone").into_status();
     world.backend.state().beat_answers.extend([Ok(answer), Err(Failure::Answered(replica(1), expired))]);
     let (first, stop, began) = (world.owner.id(), CancellationToken::new(), Instant::now());
     let beating = tokio::spawn(Arc::clone(&world.owner).run(Arc::new(world.backend.clone()), stop.clone()));
-    world.lost.cancelled().await;
+    world.ended.wait_for(Option::is_some).await.expect("ends");
     assert_eq!(began.elapsed(), Duration::from_secs(25), "5 s, then what the backend said");
     assert_eq!(opened.handle.load().as_ref().as_ref(), b"new handle");
     assert!(matches!(&*phase.borrow_and_update(), Phase::Failed(_)), "no new session on it");
@@ -339,4 +341,34 @@ async fn heartbeats_keep_the_interval_renew_handles_and_notice_a_lost_lease() {
     stop.cancel();
     beating.await.expect("ends");
     world.ends().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_that_names_a_connection_ends_it() {
+    let mut world = World::new([Opening::Events(vec![accepted(5), opened()])], [Ok(0)]);
+    let mut phase = world.phase.clone();
+    phase.wait_for(|phase| matches!(phase, Phase::Open(_))).await.expect("opens");
+    let named = |connection_id: String, message: &str| {
+        let terminated = vec![v1::TerminatedConnection { connection_id, message: message.to_owned() }];
+        Ok(v1::HeartbeatResponse { terminated, ..Default::default() })
+    };
+    let ours = ConnectionId::from_bytes([7; 16]).to_string();
+    // Not ours, and no id at all; then ours, twice.
+    world.backend.state().beat_answers.extend([
+        named(ConnectionId::from_bytes([8; 16]).to_string(), "other"),
+        named("x".to_owned(), "none"),
+        named(ours.clone(), "maintenance"),
+        named(ours, "again"),
+    ]);
+    let (stop, began) = (CancellationToken::new(), Instant::now());
+    let beating = tokio::spawn(Arc::clone(&world.owner).run(Arc::new(world.backend.clone()), stop.clone()));
+    let text = world.ended.wait_for(Option::is_some).await.expect("ends").clone();
+    assert_eq!(text.as_deref(), Some("an operator ended this connection: maintenance"));
+    assert_eq!(began.elapsed(), Duration::from_secs(15), "the third heartbeat");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(world.ended.borrow().as_deref(), text.as_deref());
+    assert!(matches!(&*phase.borrow_and_update(), Phase::Failed(_)), "no new session on it");
+    stop.cancel();
+    beating.await.expect("ends");
+    assert_eq!(world.ends().await.state().closed.len(), 1, "closed as any other");
 }

@@ -3,7 +3,7 @@
 mod support;
 
 use std::time::{Duration, Instant};
-use support::{World, backend::Opening, until};
+use support::{World, backend::Opening, tls::Files, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,4 +124,21 @@ async fn a_program_that_does_not_start_in_time_is_given_up() {
     assert_eq!(answered.status, Some(255));
     assert!(answered.stderr.starts_with("podbay: the program was not started in time"), "{answered:?}");
     until("the start is undone", || world.script.lock().given_up == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_certificates_for_the_backend_are_taken_up_without_a_restart() {
+    let world = World::with_tls().await;
+    world.ssh(&["host", "echo before"]).run().await.is(0, "before\n", "");
+    let cert = world.path("cert.pem");
+    let good = std::fs::read(&cert).expect("reads");
+    std::fs::write(&cert, "nonsense").expect("writes");
+    until("the bad file is told", || world.metric("tls_reloads_total", "Failure") == 1).await;
+    world.ssh(&["host", "echo with the old one"]).run().await.is(0, "with the old one\n", "");
+    std::fs::write(&cert, good).expect("writes");
+    until("the good one is taken", || world.metric("tls_reloads_total", "Success") == 1).await;
+    // New ones on both sides: new connections to the backend are made with them.
+    Files::make(world.dir.path());
+    until("all new", || world.metric("tls_reloads_total", "Success") >= 2).await;
+    world.ssh(&["host", "echo after"]).run().await.is(0, "after\n", "");
 }

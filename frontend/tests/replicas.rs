@@ -125,3 +125,59 @@ async fn a_lost_lease_ends_the_connections_and_new_ones_have_a_new_owner() {
     let script = world.script.lock();
     assert_ne!(script.opened[0].owner_id, script.opened[1].owner_id);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_ends_running_sessions_and_idle_connections_with_his_words() {
+    let world = World::new().await;
+    // One with a program, and one without any.
+    let busy = world.ssh(&["host", "sleep 1000"]).spawn();
+    until("a program runs", || world.script.lock().running == 1).await;
+    let idle = world.ssh_with(&["LogLevel=INFO"], &["-N", "host"]).spawn();
+    until("both are open", || world.script.lock().opened.len() == 2).await;
+    let ids: Vec<_> = world.script.lock().opened.iter().map(|one| one.connection_id.clone()).collect();
+    world.script.lock().terminated = ids.iter().map(|id| (id.clone(), "maintenance".to_owned())).collect();
+    let words = "an operator ended this connection: maintenance";
+    let output = timeout(PATIENCE, busy.wait_with_output()).await.expect("in time").expect("ends");
+    assert_eq!(output.status.code(), Some(255));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.starts_with(&format!("podbay: {words}\n")), "{told}");
+    let output = timeout(PATIENCE, idle.wait_with_output()).await.expect("in time").expect("ends");
+    let told = String::from_utf8_lossy(&output.stderr);
+    // 11 is SSH_DISCONNECT_BY_APPLICATION.
+    assert!(told.contains(&format!("11: {words}")), "{told}");
+    until("both are closed", || world.script.lock().closed.len() == 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_session_that_hears_it_ends_the_connection() {
+    let world = World::new().await;
+    world.script.lock().heartbeat = Duration::from_mins(1);
+    let client = world.client().await;
+    let mut beside = client.channel_open_session().await.expect("opens");
+    beside.exec(true, "sleep 1000").await.expect("sends");
+    until("a program runs", || world.script.lock().running == 1).await;
+    let mut channel = client.channel_open_session().await.expect("opens");
+    channel.exec(true, "@terminated").await.expect("sends");
+    for channel in [&mut channel, &mut beside] {
+        let (mut status, mut told) = (None, String::new());
+        while let Some(message) = timeout(PATIENCE, channel.wait()).await.expect("in time") {
+            match message {
+                russh::ChannelMsg::ExitStatus { exit_status } => status = Some(exit_status),
+                russh::ChannelMsg::ExtendedData { data, .. } => told += &String::from_utf8_lossy(&data),
+                _ => {}
+            }
+        }
+        assert_eq!(status, Some(255));
+        assert_eq!(told, "podbay: an operator ended this connection: now\n");
+    }
+    until("the client is disconnected", || client.is_closed()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_may_have_had_its_effect_is_not_repeated_elsewhere() {
+    let world = World::with(2, |_| {}).await;
+    let answered = world.ssh(&["host", "@unavailable"]).run().await;
+    assert_eq!(answered.status, Some(255));
+    assert!(answered.stderr.starts_with("podbay: the API went away"), "{answered:?}");
+    assert_eq!(world.script.lock().sessions.len(), 1);
+}

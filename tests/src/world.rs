@@ -9,6 +9,7 @@ use kube::{
     Api, Client,
     api::{DeleteParams, ListParams},
 };
+use podbay::v1::{self, connection_service_client::ConnectionServiceClient};
 use std::{
     collections::BTreeMap,
     net::TcpListener,
@@ -16,6 +17,7 @@ use std::{
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 /// What the demo's configuration names.
 const EMBEDDED_IMAGE: &str = "podbay/demo:1";
@@ -220,6 +222,37 @@ impl World {
     /// An administrator's.
     pub fn kubeconfig(&self) -> PathBuf {
         self.real.as_ref().map_or_else(|| self.state.join("kubeconfig"), |real| real.kubeconfig.clone())
+    }
+
+    /// Ends every connection there is, as an operator does over gRPC, with this message for its user. Gives how many.
+    pub fn terminates_all(&self, message: &str) -> usize {
+        self.as_operator(async |mut client| {
+            let list = v1::ListConnectionsRequest::default();
+            let connections = client.list_connections(list).await.expect("lists").into_inner().connections;
+            for one in &connections {
+                let connection_id = one.connection_id.clone();
+                let request = v1::TerminateConnectionRequest { connection_id, message: message.to_owned() };
+                client.terminate_connection(request).await.expect("ends it");
+            }
+            connections.len()
+        })
+    }
+
+    /// With the demo's client certificate, which has the operator right.
+    fn as_operator<T>(&self, what: impl AsyncFnOnce(ConnectionServiceClient<Channel>) -> T) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let read = |name: &str| std::fs::read_to_string(self.state.join(name)).expect(name);
+        let env = read("grpc.env");
+        let address = env.lines().find_map(|line| line.strip_prefix("PODBAY_ADDRESS=")).expect("an address");
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(read("ca.crt")))
+            .identity(Identity::from_pem(read("client.crt"), read("client.key")))
+            .domain_name("localhost");
+        let address = format!("https://{address}");
+        runtime.block_on(async {
+            let endpoint = Endpoint::from_shared(address).and_then(|at| at.tls_config(tls)).expect("an endpoint");
+            what(ConnectionServiceClient::new(endpoint.connect().await.expect("connects"))).await
+        })
     }
 
     fn on_cluster<T>(&self, what: impl AsyncFnOnce(Api<Pod>) -> T) -> T {

@@ -198,3 +198,62 @@ fn an_api_outage_kills_no_live_pod() {
     client.wait().expect("ends");
     world.ends_clean();
 }
+
+#[test]
+fn an_operator_ends_programs_and_idle_connections_and_the_users_read_why() {
+    for mode in ["connection", "session"] {
+        let world =
+            World::with(Setup::Apart, mode, |config| config + "ownership: {leaseDuration: 6s, backendWait: 1s}\n");
+        // A program of its own connection, and a master that idles beside (in mode session it has no pod at all).
+        let mut busy = world.ssh(&[]);
+        let busy = busy.arg("echo up; sleep 1000").stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut busy = busy.spawn().expect("starts");
+        busy.stdout.as_mut().expect("piped").read_exact(&mut [0; 3]).expect("runs");
+        let control = world.file("control");
+        let path = format!("ControlPath={}", control.display());
+        let mut idle = world.ssh(&["-o", &path, "-o", "ControlMaster=yes", "-N"]);
+        let idle = idle.stderr(Stdio::piped()).spawn().expect("starts");
+        let connections = if mode == "connection" { 2 } else { 1 };
+        wait_until("the master is up", || control.exists() && world.pods().len() == connections);
+        assert_eq!(world.terminates_all("maintenance until noon"), connections);
+        let words = "an operator ended this connection: maintenance until noon";
+        let ended = busy.wait_with_output().expect("ends");
+        let told = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(255), "{mode}: {told}");
+        assert!(told.contains(&format!("podbay: {words}")), "{mode}: {told}");
+        let mut idle = idle;
+        if mode == "connection" {
+            // A heartbeat told the frontend, which told the client.
+            let ended = idle.wait_with_output().expect("ends");
+            let told = String::from_utf8_lossy(&ended.stderr);
+            assert!(told.contains(&format!("11: {words}")), "{told}");
+        } else {
+            idle.kill().expect("it runs: nobody ended it");
+            idle.wait().expect("ends");
+        }
+        // A new login is a new connection.
+        world.run("echo again").is(0, "again\n", "");
+        world.ends_clean();
+    }
+}
+
+#[test]
+fn a_session_that_begins_while_the_api_restarts_waits_for_it() {
+    let world = World::new(Setup::Apart);
+    let control = world.file("control");
+    let path = format!("ControlPath={}", control.display());
+    let mut client = world.ssh(&["-o", &path, "-o", "ControlMaster=yes", "-N"]).spawn().expect("starts");
+    wait_until("the master is up", || control.exists());
+    let output = world.ssh(&["-o", &path]).arg("true").output().expect("runs");
+    assert!(output.status.success(), "{output:?}");
+    world.fault(r#"{"do": {"action": "apiDown", "millis": 5000}}"#);
+    let began = Instant::now();
+    let output = world.ssh(&["-o", &path]).arg("echo once >>ran; cat ran").output().expect("runs");
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"once\n"[..]), "{output:?}");
+    assert!(began.elapsed() >= Duration::from_secs(3), "the API was there: {:?}", began.elapsed());
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("waiting for the Kubernetes API"), "{told}");
+    client.kill().expect("it runs");
+    client.wait().expect("ends");
+    world.ends_clean();
+}

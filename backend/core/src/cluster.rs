@@ -60,7 +60,7 @@ pub enum ClusterError {
         /// The API's words.
         message: String,
     },
-    /// 429, 500, 503, 504, a connection that failed or broke, an answer that can't be read: may work later. The request may or
+    /// 429, 500, 503, 504, a connection that broke, an answer that can't be read: may work later. The request may or
     /// may not have had its effect.
     #[error("unavailable: {message}")]
     Unavailable {
@@ -68,6 +68,13 @@ pub enum ClusterError {
         message: String,
         /// The server's Retry-After.
         retry_after: Option<Duration>,
+    },
+    /// No connection to the API server came about (refused, no route, a TLS handshake that broke): the request was never sent,
+    /// and has surely had no effect.
+    #[error("can't be reached: {message}")]
+    Unreachable {
+        /// What happened.
+        message: String,
     },
     /// No answer within `timeouts.http`. The request may or may not have had its effect.
     #[error("no answer from the Kubernetes API within {0:?}")]

@@ -15,6 +15,12 @@ pub const CONNECTION: &str = "podbay.dev/connection";
 pub const OWNER: &str = "podbay.dev/owner";
 /// Label: the session's id (mode `session`).
 pub const SESSION: &str = "podbay.dev/session";
+/// Label: an operator ended the connection ([`TERMINATED_YES`]); on the lease that marks it as closed.
+pub const TERMINATED: &str = "podbay.dev/terminated";
+/// The value of [`TERMINATED`].
+pub const TERMINATED_YES: &str = "true";
+/// Annotation: the operator's words for the user, on the same lease; absent where there are none.
+pub const MESSAGE: &str = "podbay.dev/message";
 /// Annotation: the caller's service.
 pub const CALLER: &str = "podbay.dev/caller";
 /// Annotation: the user as the client named it.
@@ -39,6 +45,11 @@ pub fn of_connection(id: ConnectionId) -> String {
 /// Selects an owner's pods and its lease.
 pub fn of_owner(id: OwnerId) -> String {
     format!("{MANAGED_BY}={PODBAY},{OWNER}={id}")
+}
+
+/// Selects the marks of connections that operators ended.
+pub fn of_terminated() -> String {
+    format!("{MANAGED_BY}={PODBAY},{TERMINATED}={TERMINATED_YES}")
 }
 
 /// The authenticated person a connection is for.

@@ -33,7 +33,7 @@ async fn a_connection_opens_is_listed_and_closes() {
     assert_eq!(world.cluster.pods().len(), 1);
     assert_eq!(world.connections.close(it, "a").await, Ok(1));
     assert!(world.cluster.pods().is_empty());
-    assert_eq!(world.connections.terminate(it).await, Ok(0));
+    assert_eq!(world.connections.terminate(it, "").await, Ok(0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -237,4 +237,106 @@ fn requests_are_parsed_at_the_door() {
         assert_eq!(refusal.reason(), Reason::InvalidRequest);
         assert!(refusal.message.contains(field), "{}", refusal.message);
     }
+}
+
+/// What an owner's heartbeat says of these connections.
+async fn told(world: &World, owner: u8, known: &[u8]) -> Vec<(String, String)> {
+    let answer = world.beat(owner, "a", known, true).await.expect("renewed");
+    answer.terminated.into_iter().map(|one| (one.connection_id, one.message)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn owners_learn_what_operators_ended_and_why() {
+    for mode in ["connection", "session"] {
+        let world = World::new(mode);
+        for connection in [1, 2, 3] {
+            world.open(connection, if connection == 3 { 8 } else { 9 }, "a").await.expect("opened");
+        }
+        let number = |n| podbay::ConnectionId::from_bytes(u128::from(n as u8).to_be_bytes());
+        assert_eq!(told(&world, 9, &[1, 2]).await, []);
+        assert_eq!(
+            world.connections.terminate(number(1), "line\nbreak").await.map_err(|r| r.reason()),
+            Err(Reason::InvalidRequest)
+        );
+        world.connections.terminate(number(1), "maintenance").await.expect("ended");
+        world.connections.terminate(number(1), "twice").await.expect("ended");
+        world.connections.terminate(number(3), "").await.expect("ended");
+        assert_eq!(told(&world, 9, &[1, 2]).await, [(id(1), "maintenance".to_owned())]);
+        assert_eq!(told(&world, 9, &[2]).await, [], "only what is asked for");
+        assert_eq!(told(&world, 8, &[3]).await, [(id(3), String::new())]);
+        assert_eq!(world.cluster.pods().len(), usize::from(mode == "connection"));
+        // The caller closes it then, as usual.
+        world.connections.close(number(1), "a").await.expect("closed");
+
+        // A list that fails or hangs says nothing, and holds no renewal up.
+        world.cluster.fault(Call::ListLeases, Fault::Fail(unavailable()));
+        assert_eq!(told(&world, 9, &[1]).await, []);
+        world.cluster.fault(Call::ListLeases, Fault::Hang);
+        let began = Instant::now();
+        assert_eq!(told(&world, 9, &[1]).await, []);
+        assert!(began.elapsed() <= Duration::from_secs(1), "{:?}", began.elapsed());
+        assert_eq!(told(&world, 9, &[1]).await.len(), 1);
+        let lists = world.cluster.count(Call::ListLeases);
+        world.beat(9, "a", &[1, 2], true).await.expect("renewed");
+        assert_eq!(world.cluster.count(Call::ListLeases), lists + 1);
+
+        // The marks go with time.
+        let mut reaper = world.reaper();
+        let marks = || {
+            world
+                .cluster
+                .leases()
+                .iter()
+                .filter(|l| l.metadata.name.as_ref().is_some_and(|n| n.starts_with("podbay-closed-")))
+                .count()
+        };
+        assert_eq!(marks(), 2);
+        let began = Instant::now();
+        while marks() > 0 {
+            assert!(began.elapsed() < 12 * world.duration(), "the marks stay");
+            reaper.round().await;
+            world.beat(9, "a", &[2], true).await.expect("renewed");
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+        assert!(
+            began.elapsed() >= 10 * world.duration(),
+            "they stay as long as handles may be used: {:?}",
+            began.elapsed()
+        );
+        assert_eq!(told(&world, 9, &[1, 2]).await, []);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn words_for_the_user_hold_no_deletion_up() {
+    let world = World::new("connection");
+    world.open(1, 9, "a").await.expect("opened");
+    world.cluster.faults(Call::CreateLease, usize::MAX, Fault::Fail(unavailable()));
+    let id = podbay::ConnectionId::from_bytes(1u128.to_be_bytes());
+    assert_eq!(world.connections.terminate(id, "x").await, Ok(1));
+    // Without a mark a handle would start the next pod: that is a failure.
+    let world = World::new("session");
+    world.open(1, 9, "a").await.expect("opened");
+    world.cluster.faults(Call::CreateLease, usize::MAX, Fault::Fail(unavailable()));
+    let refusal = world.connections.terminate(id, "x").await.expect_err("refused");
+    assert!(matches!(refusal.reason(), Reason::KubernetesUnavailable | Reason::PodStopTimeout), "{refusal:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_an_operator_ends_says_so() {
+    let world = World::new("connection");
+    world.cluster.on_create(|_| Vec::new());
+    let (sender, mut events) = mpsc::channel(64);
+    let connections = world.connections.clone();
+    let opening = tokio::spawn(async move { connections.open(World::request(1, 9, "a"), sender).await });
+    while world.cluster.pods().is_empty() {
+        events.recv().await.expect("an event");
+    }
+    let id = podbay::ConnectionId::from_bytes(1u128.to_be_bytes());
+    world.connections.terminate(id, "no").await.expect("ended");
+    let refusal = opening.await.expect("joined").expect_err("refused");
+    assert_eq!(
+        (refusal.reason(), refusal.message.as_str()),
+        (Reason::Terminated, "an operator ended this connection: no")
+    );
 }

@@ -15,13 +15,13 @@ use podbay_backend_core::{
     handle::{Contents, Target},
     identity::{Identity, User},
     lifecycle::Lifecycle,
-    ownership::Leases,
+    ownership::{Closing, Leases},
     session::{Opening, Report, Sessions, Stopping},
     template,
     wrapper::ZERO,
 };
 use podbay_runtime::config::Document;
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
@@ -56,6 +56,7 @@ impl World {
             subsystems: [("sftp".to_owned(), "/sftp".to_owned())].into(),
             environment: [("A".to_owned(), "1".to_owned())].into(),
             agent: None,
+            max_sessions: None,
             target: target(&cluster),
         };
         let sessions = Sessions::new(lifecycle.clone(), leases);
@@ -279,6 +280,19 @@ impl Session {
                     let _ = self.client.send(Ok(v1::RunSessionRequest { frame: Some(frame) })).await;
                 }
                 Ok(Back::Eof(eof)) => all.eofs.push((eof.stream(), eof.offset)),
+                Ok(Back::Exit(exit)) => all.exit = exit.end,
+                Ok(_) => {}
+            }
+        }
+        all
+    }
+
+    /// [`Self::all`], for one whose Started was read.
+    async fn all_after_start(&mut self) -> All {
+        let mut all = All::default();
+        while let Some(item) = self.next().await {
+            match item {
+                Err(refusal) => all.refusal = Some(refusal),
                 Ok(Back::Exit(exit)) => all.exit = exit.end,
                 Ok(_) => {}
             }
@@ -793,9 +807,10 @@ async fn an_image_without_shell_has_its_pod_made_again() {
 async fn a_closed_connections_handle_starts_no_pod() {
     let world = World::session_mode().await;
     let leases = Leases::new(Arc::new(world.cluster.clone()), Ownership::new(NS));
-    leases.revoke(world.contents.connection, Instant::now() + PATIENCE).await.expect("revoked");
+    let until = Instant::now() + PATIENCE;
+    leases.revoke(world.contents.connection, &Closing::ByCaller, until).await.expect("revoked");
     let refusal = world.open(&exec("x")).all().await.refusal.expect("a refusal");
-    assert_eq!(refusal.reason(), Reason::Terminated);
+    assert_eq!((refusal.reason(), refusal.message.as_str()), (Reason::Terminated, "the connection was closed"));
     assert_eq!(world.cluster.count(Call::CreatePod), 0);
 }
 
@@ -953,4 +968,256 @@ async fn without_a_shell_the_agent_runs_bare_and_waits_in_its_own_pod() {
         assert_eq!((all.stdout.as_slice(), all.exit), (&b"first"[..], Some(End::Code(0))), "{mode} {:?}", all.refusal);
         assert!(all.started.expect("started").warning.contains("no /bin/sh"));
     }
+}
+const ENDED: &str = "an operator ended this connection: maintenance";
+
+impl World {
+    /// As an operator does.
+    async fn terminated(&self) {
+        let leases = Leases::new(Arc::new(self.cluster.clone()), Ownership::new(NS));
+        let why = Closing::by_operator("maintenance").expect("a message");
+        leases.revoke(self.contents.connection, &why, Instant::now() + PATIENCE).await.expect("marked");
+        for pod in self.cluster.pods() {
+            let pod = PodRef { namespace: NS.into(), name: pod.metadata.name.expect("a name"), uid: None };
+            self.cluster.delete_pod(&pod, Some(Duration::ZERO)).await.expect("deleted");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_that_an_operator_ended_says_so() {
+    // How its stream ends: it breaks with the pod, or tells how the kubelet ended the container.
+    for end in [None, Some(StreamEnd::ExitCode(137)), Some(StreamEnd::ExitCode(143)), Some(StreamEnd::ExitCode(1))] {
+        let world = World::connection().await;
+        let (ends, told) = tokio::sync::watch::channel(());
+        let how = end.clone();
+        world.runs(move |mut program| {
+            let (mut told, how) = (told.clone(), how.clone());
+            async move {
+                program.wrapper().await;
+                match how {
+                    None => std::future::pending().await,
+                    Some(how) => {
+                        told.changed().await.expect("told");
+                        how
+                    }
+                }
+            }
+            .boxed()
+        });
+        let mut session = world.open(&shell());
+        session.started().await;
+        if end.is_none() {
+            world.terminated().await;
+        } else {
+            let leases = Leases::new(Arc::new(world.cluster.clone()), Ownership::new(NS));
+            let why = Closing::by_operator("maintenance").expect("a message");
+            leases.revoke(world.contents.connection, &why, Instant::now() + PATIENCE).await.expect("marked");
+            ends.send(()).expect("it waits");
+        }
+        let exit = session.all_after_start().await.exit;
+        if end == Some(StreamEnd::ExitCode(1)) {
+            assert_eq!(exit, Some(End::Code(1)), "the program's own end");
+            continue;
+        }
+        let refusal = lost(exit);
+        assert_eq!((refusal.reason(), refusal.message.as_str()), (Reason::Terminated, ENDED), "{end:?}");
+        assert_eq!(refusal.connection_id, world.contents.connection.to_string());
+        // And so does the next one.
+        if end.is_none() {
+            let refusal = world.open(&shell()).all().await.refusal.expect("a refusal");
+            assert_eq!((refusal.reason(), refusal.message.as_str()), (Reason::Terminated, ENDED));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_session_mode_too() {
+    let world = World::session_mode().await;
+    let cluster = world.cluster.clone();
+    world.runs(move |mut program| {
+        let cluster = cluster.clone();
+        async move {
+            let pod = cluster.get_pod(&program.stream.pod).await.expect("the pod");
+            program.attached(&pod).await;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    let mut session = world.open(&exec("x"));
+    session.started().await;
+    world.terminated().await;
+    let refusal = lost(session.all_after_start().await.exit);
+    assert_eq!((refusal.reason(), refusal.message.as_str()), (Reason::Terminated, ENDED));
+    let refusal = world.open(&exec("x")).all().await.refusal.expect("a refusal");
+    assert_eq!((refusal.reason(), refusal.message.as_str()), (Reason::Terminated, ENDED));
+    assert_eq!(world.cluster.count(Call::CreatePod), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_went_by_itself_is_no_operators_work() {
+    let world = World::connection().await;
+    world.runs(|mut program| {
+        async move {
+            program.wrapper().await;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    let mut session = world.open(&shell());
+    session.started().await;
+    let pod = PodRef { namespace: NS.into(), name: "pod".into(), uid: None };
+    // Whether it was an operator can't be asked.
+    world
+        .cluster
+        .fault(Call::GetLease, Fault::Fail(ClusterError::Unavailable { message: "x".into(), retry_after: None }));
+    world.cluster.delete_pod(&pod, Some(Duration::ZERO)).await.expect("deleted");
+    assert_eq!(lost(session.all_after_start().await.exit).reason(), Reason::PodGone);
+    assert_eq!(world.open(&shell()).all().await.refusal.expect("a refusal").reason(), Reason::PodGone);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_has_no_more_sessions_at_once_than_the_policy_allows() {
+    let mut world = World::connection().await;
+    world.contents.max_sessions = NonZeroU32::new(2);
+    world.runs(|mut program| {
+        async move {
+            program.wrapper().await;
+            program.stdin().await;
+            StreamEnd::ExitCode(ZERO)
+        }
+        .boxed()
+    });
+    let (mut first, mut second) = (world.open(&shell()), world.open(&exec("x")));
+    first.started().await;
+    second.started().await;
+    let began = Instant::now();
+    let refusal = world.open(&shell()).all().await.refusal.expect("a refusal");
+    assert_eq!(refusal.reason(), Reason::Limit);
+    assert!(refusal.message.contains("at most 2"), "{refusal:?}");
+    assert!(began.elapsed() <= Duration::from_secs(1));
+    assert_eq!(world.cluster.count(Call::Stream), 2, "it was not started");
+    // Another connection has its own places.
+    let mine = std::mem::replace(&mut world.contents.connection, ConnectionId::from_bytes([3; 16]));
+    world.open(&shell()).started().await;
+    world.contents.connection = mine;
+    // One whose Exit was read makes room, and one that was given up.
+    first.send(Frame::Eof(v1::Eof { stream: Stream::Stdin.into(), offset: 0, id: 1 })).await;
+    assert_eq!(first.all_after_start().await.exit, Some(End::Code(0)));
+    let mut third = world.open(&shell());
+    third.started().await;
+    drop(second);
+    world.open(&shell()).started().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_session_mode_the_pods_of_all_replicas_count() {
+    let mut world = World::session_mode().await;
+    world.contents.max_sessions = NonZeroU32::new(1);
+    let cluster = world.cluster.clone();
+    world.runs(move |mut program| {
+        let cluster = cluster.clone();
+        async move {
+            let pod = cluster.get_pod(&program.stream.pod).await.expect("the pod");
+            program.attached(&pod).await;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    let mut first = world.open(&exec("x"));
+    first.started().await;
+    // Another replica: its own places are all free.
+    let leases = Leases::new(Arc::new(world.cluster.clone()), Ownership::new(NS));
+    let here = std::mem::replace(&mut world.sessions, Sessions::new(world.lifecycle.clone(), leases));
+    let other = v1::Open { session_id: "cd".repeat(16), ..exec("x") };
+    let refusal = world.open(&other).all().await.refusal.expect("a refusal");
+    assert_eq!((refusal.reason(), world.cluster.count(Call::CreatePod)), (Reason::Limit, 1));
+    // The same session, started again where the answer was lost, is no second one.
+    let mut again = world.open(&exec("x"));
+    again.started().await;
+    // A pod that is on its way out is no session.
+    let pod = world.cluster.pods().remove(0);
+    world.cluster.set_termination(None);
+    let pod = PodRef { namespace: NS.into(), name: pod.metadata.name.expect("a name"), uid: None };
+    world.cluster.delete_pod(&pod, Some(Duration::from_mins(5))).await.expect("deleted");
+    drop(again);
+    world.open(&other).started().await;
+    drop((here, first));
+}
+
+fn unreachable() -> ClusterError {
+    ClusterError::Unreachable { message: "connection refused".into() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_that_can_not_be_reached_is_waited_for_and_told() {
+    let world = World::connection().await;
+    world.runs(|mut program| {
+        async move {
+            program.wrapper().await;
+            StreamEnd::ExitCode(ZERO)
+        }
+        .boxed()
+    });
+    world.cluster.faults(Call::Stream, 6, Fault::Fail(unreachable()));
+    let (mut session, began) = (world.open(&shell()), Instant::now());
+    let mut told = Vec::new();
+    loop {
+        match session.next().await.expect("a frame").expect("no refusal") {
+            Back::Progress(progress) => told.push((progress.message, began.elapsed())),
+            Back::Started(_) => break,
+            other => panic!("{other:?} before Started"),
+        }
+    }
+    assert_eq!(world.cluster.count(Call::Stream), 7);
+    assert!(told[0].0.contains("waiting for the Kubernetes API: can't be reached: connection refused"), "{told:?}");
+    assert!(told.len() <= 2 && told[0].1 < Duration::from_secs(1), "at once, and then every 5 s: {told:?}");
+    assert_eq!(session.all_after_start().await.exit, Some(End::Code(0)));
+    // Not beyond commandStart, and then with the reason.
+    world.cluster.faults(Call::Stream, usize::MAX, Fault::Fail(unreachable()));
+    let began = Instant::now();
+    let refusal = world.open(&shell()).all().await.refusal.expect("a refusal");
+    assert_eq!(refusal.reason(), Reason::KubernetesUnavailable);
+    assert!(refusal.message.contains("connection refused"), "{refusal:?}");
+    assert!(
+        began.elapsed() > Duration::from_secs(50) && began.elapsed() <= Duration::from_mins(1),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_may_have_arrived_is_never_repeated() {
+    let world = World::connection().await;
+    for error in [
+        ClusterError::Unavailable { message: "connection reset".into(), retry_after: None },
+        ClusterError::Timeout(Duration::from_secs(15)),
+    ] {
+        let before = world.cluster.count(Call::Stream);
+        world.cluster.fault(Call::Stream, Fault::LoseAnswer(error));
+        let refusal = world.open(&shell()).all().await.refusal.expect("a refusal");
+        assert_eq!(refusal.reason(), Reason::KubernetesUnavailable);
+        assert_eq!(world.cluster.count(Call::Stream), before + 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_session_mode_the_reads_before_the_pod_are_repeated() {
+    let world = World::session_mode().await;
+    let cluster = world.cluster.clone();
+    world.runs(move |mut program| {
+        let cluster = cluster.clone();
+        async move {
+            let pod = cluster.get_pod(&program.stream.pod).await.expect("the pod");
+            program.attached(&pod).await;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    world.cluster.faults(Call::GetLease, 4, Fault::Fail(unreachable()));
+    world.cluster.faults(Call::CreatePod, 2, Fault::Fail(unreachable()));
+    world.cluster.faults(Call::Stream, 2, Fault::Fail(unreachable()));
+    let mut session = world.open(&exec("x"));
+    session.started().await;
+    assert_eq!((world.cluster.count(Call::CreatePod), world.cluster.count(Call::Stream)), (3, 3));
 }

@@ -1,15 +1,19 @@
 //! From configuration to kube clients.
 
+use super::token::TokenFile;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderValue, header::USER_AGENT};
 use kube::{
     Client, Config,
+    client::{Body, ClientBuilder},
     config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
 use podbay_backend_core::config::{Connection, Explicit, Pem};
+use podbay_runtime::config::Secret;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::{Map, Value};
 use std::{path::Path, time::Duration};
+use tower::util::MapRequestLayer;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -33,6 +37,7 @@ pub(super) struct Clients {
 
 /// Reads the files and makes the clients; connects to nothing yet.
 pub(super) async fn clients(connection: &Connection) -> Result<Clients, ConnectError> {
+    let mut token = None;
     let mut config = match connection {
         Connection::InCluster => Config::incluster().map_err(wrong)?,
         Connection::Kubeconfig { file, context } => {
@@ -40,7 +45,10 @@ pub(super) async fn clients(connection: &Connection) -> Result<Clients, ConnectE
             let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
             Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(wrong)?
         }
-        Connection::Explicit(explicit) => explicit_config(explicit)?,
+        Connection::Explicit(explicit) => {
+            token = explicit.bearer_token_file.as_deref().map(token_file).transpose()?;
+            explicit_config(explicit)?
+        }
     };
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = None;
@@ -50,7 +58,16 @@ pub(super) async fn clients(connection: &Connection) -> Result<Clients, ConnectE
     config.headers.push((USER_AGENT, HeaderValue::from_static(agent)));
     let mut streams = config.clone();
     streams.write_timeout = None;
-    let client = |config| Client::try_from(config).map_err(wrong);
+    let client = |config: Config| {
+        let builder = ClientBuilder::try_from(config).map_err(wrong)?;
+        Ok(match token.clone() {
+            None => builder.build(),
+            Some(token) => {
+                let authorize = move |request: http::Request<Body>| token.authorize(request);
+                builder.with_layer(&MapRequestLayer::new(authorize)).build()
+            }
+        })
+    };
     Ok(Clients { unary: client(config)?, streams: client(streams)? })
 }
 
@@ -84,15 +101,12 @@ fn auth_info(explicit: &Explicit) -> Result<AuthInfo, ConnectError> {
     let mut set = |key: &str, value: String| user.insert(key.to_owned(), Value::String(value));
     if let Some(username) = &explicit.username {
         set("username", username.clone());
+        // An empty one is sent too.
+        set("password", explicit.password.as_ref().map(Secret::expose).unwrap_or_default().to_owned());
     }
-    if let Some(password) = &explicit.password {
-        set("password", password.expose().to_owned());
-    }
-    if let Some(token) = &explicit.bearer_token {
+    // With a file as well the file counts, as in ContainerSSH's client.
+    if let (Some(token), None) = (&explicit.bearer_token, &explicit.bearer_token_file) {
         set("token", token.expose().to_owned());
-    }
-    if let Some(file) = &explicit.bearer_token_file {
-        set("tokenFile", text(file)?);
     }
     for (name, pem) in [("client-certificate", &explicit.cert), ("client-key", &explicit.key)] {
         match pem {
@@ -103,6 +117,10 @@ fn auth_info(explicit: &Explicit) -> Result<AuthInfo, ConnectError> {
     }
     // The error could show what it read.
     serde_json::from_value(Value::Object(user)).map_err(|_| wrong("the credentials can't be used"))
+}
+
+fn token_file(path: &Path) -> Result<TokenFile, ConnectError> {
+    TokenFile::new(path).map_err(|error| wrong(format!("bearerTokenFile {}: {error}", path.display())))
 }
 
 fn text(path: &Path) -> Result<String, ConnectError> {

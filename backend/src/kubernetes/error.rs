@@ -8,8 +8,19 @@ use std::{error::Error as _, fmt::Write as _, time::Duration};
 pub(super) fn cluster_error(error: &Error) -> ClusterError {
     match error {
         Error::Api(status) => of_status(status),
+        other if never_sent(other) => ClusterError::Unreachable { message: chain(other) },
         other => unavailable(chain(other)),
     }
+}
+
+/// Whether the connection for the request could not be made. (A pooled connection that broke may have carried it.)
+fn never_sent(error: &Error) -> bool {
+    let mut http = causes(error).filter_map(|cause| cause.downcast_ref::<hyper_util::client::legacy::Error>());
+    http.any(hyper_util::client::legacy::Error::is_connect)
+}
+
+fn causes(error: &Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |cause| (*cause).source())
 }
 
 pub(super) fn unavailable(message: String) -> ClusterError {

@@ -8,6 +8,7 @@ mod error;
 mod frames;
 mod limit;
 mod pump;
+mod token;
 mod watch;
 
 pub use connect::ConnectError;

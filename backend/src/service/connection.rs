@@ -108,13 +108,10 @@ impl ConnectionService for Service {
         self.counted("TerminateConnection", async {
             let caller = self.caller(&request)?;
             caller.must_be_operator()?;
-            let message = &request.get_ref().message;
-            if message.len() > 256 {
-                return Err(Refusal::new(Reason::InvalidRequest, "a message has at most 256 bytes"));
-            }
-            let id = connection_id(&request.get_ref().connection_id)?;
-            tracing::info!(connection = %id, caller = caller.service(), message, "connection terminated by an operator");
-            let pods_deleted = self.connections.terminate(id).await?;
+            let v1::TerminateConnectionRequest { connection_id: id, message } = request.get_ref();
+            let id = connection_id(id)?;
+            tracing::info!(connection = %id, caller = caller.service(), ?message, "an operator ends a connection");
+            let pods_deleted = self.connections.terminate(id, message).await?;
             Ok(v1::TerminateConnectionResponse { pods_deleted })
         })
         .await

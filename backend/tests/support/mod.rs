@@ -3,7 +3,10 @@
 #![allow(dead_code, missing_debug_implementations, unreachable_pub)]
 
 use futures::future::BoxFuture;
-use podbay_backend::{kubernetes::KubeCluster, metrics::KubernetesMetrics};
+use podbay_backend::{
+    kubernetes::{ConnectError, KubeCluster},
+    metrics::KubernetesMetrics,
+};
 use podbay_backend_core::{
     cluster::{PodRef, StreamRequest},
     config,
@@ -73,13 +76,18 @@ impl StandIn {
 
 /// The adapter for `kubernetes: {connection: {…}}`.
 pub async fn cluster(connection: &str) -> KubeCluster {
+    try_cluster(connection).await.expect("a client")
+}
+
+/// The same where it may not be possible.
+pub async fn try_cluster(connection: &str) -> Result<KubeCluster, ConnectError> {
     let text = format!("kubernetes: {{connection: {{{connection}}}, pod: {{disableAgent: true}}}}");
     let document = Document::parse("test", &text).expect("YAML");
     let settings = config::Settings::read(&mut document.root());
     document.finish().expect("no mistakes");
     let settings = settings.expect("settings");
     let metrics = KubernetesMetrics::new(&mut Registry::default());
-    KubeCluster::new(&settings.connection, settings.timeouts.http, metrics).await.expect("a client")
+    KubeCluster::new(&settings.connection, settings.timeouts.http, metrics).await
 }
 
 pub fn pod() -> PodRef {

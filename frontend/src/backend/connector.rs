@@ -1,6 +1,7 @@
 //! One TCP (and TLS) connection to a replica.
 
 use hyper_util::rt::TokioIo;
+use podbay_runtime::tls::Followed;
 use rustls::pki_types::ServerName;
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
@@ -24,10 +25,12 @@ pub enum Security {
     Plaintext,
     /// With TLS; `name` replaces the address's host name in the check of certificates.
     Tls {
-        /// Roots and our own certificate.
-        config: Arc<rustls::ClientConfig>,
+        /// Roots and our own certificate, as the files have them.
+        config: Arc<Followed<rustls::ClientConfig>>,
         /// The name that certificates must have, where it is not the host's.
         name: Option<ServerName<'static>>,
+        /// How often the files are looked at.
+        reload_interval: Duration,
     },
 }
 
@@ -64,12 +67,12 @@ async fn dial(address: SocketAddr, host: String, security: Security) -> io::Resu
     socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     match security {
         Security::Plaintext => Ok(Box::new(stream)),
-        Security::Tls { config, name } => {
+        Security::Tls { config, name, .. } => {
             let name = match name {
                 Some(name) => name,
                 None => ServerName::try_from(host).map_err(io::Error::other)?,
             };
-            let handshake = TlsConnector::from(config).connect(name, stream);
+            let handshake = TlsConnector::from(config.load()).connect(name, stream);
             let stream = timeout(TIMEOUT, handshake).await.map_err(|_| too_slow("the TLS handshake"))??;
             Ok(Box::new(stream))
         }

@@ -43,8 +43,8 @@ pub struct Login {
     pub phase: watch::Sender<Phase>,
     /// The client is gone.
     pub gone: CancellationToken,
-    /// Cancelled here when the owner's lease was lost: the connection is to end.
-    pub lost: CancellationToken,
+    /// Set here when the connection is to end before its client ends it, with the text for the user.
+    pub ended: watch::Sender<Option<Arc<str>>>,
 }
 
 /// Why a connection could not be opened.
@@ -83,7 +83,7 @@ impl Login {
     /// Opens, waits for the client to go, closes. Never cancelled but by the process's end.
     pub async fn run(self, backend: &dyn Backend, owner: &Arc<Owner>, metrics: &Metrics) {
         let mut losses = owner.losses();
-        let claim = owner.claim(self.id);
+        let mut claim = owner.claim(self.id);
         let mut opening = Opening {
             deadline: Instant::now() + self.accept_timeout,
             begun: false,
@@ -120,17 +120,21 @@ impl Login {
                 opening.begun = false;
             }
         }
+        let owner_id = claim.owner_id();
         let lost = async {
             // A receiver that fell behind missed a loss: which one is not known, and there is hardly ever one.
-            while losses.recv().await.is_ok_and(|lost| lost != claim.owner_id()) {}
+            while losses.recv().await.is_ok_and(|lost| lost != owner_id) {}
         };
-        tokio::select! {
-            () = self.gone.cancelled() => {}
-            () = lost => {
-                self.phase.send_replace(Phase::Failed(OWNER_LOST.into()));
-                self.lost.cancel();
-                self.gone.cancelled().await;
-            }
+        let why: Option<Arc<str>> = tokio::select! {
+            () = self.gone.cancelled() => None,
+            () = lost => Some(OWNER_LOST.into()),
+            text = claim.terminated() => Some(text),
+        };
+        if let Some(text) = why {
+            info!(target: "podbay::activity", connection = %self.id, user = self.user, "connection ends: {text}");
+            self.phase.send_replace(Phase::Failed(Arc::clone(&text)));
+            self.ended.send_if_modified(|ended| ended.is_none() && ended.replace(text).is_none());
+            self.gone.cancelled().await;
         }
         self.close(backend, metrics, &opening).await;
         info!(target: "podbay::activity", connection = %self.id, user = self.user, remote = self.remote,

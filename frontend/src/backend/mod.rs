@@ -98,12 +98,13 @@ impl Failure {
         }
     }
 
-    /// Whether the call surely had no effect and another replica may answer: for a call that must not run twice.
+    /// Whether the call surely had no effect and another replica may answer: for a call that must not run twice. Of answers
+    /// only the one of a replica that drains and began nothing: one that lost the API may have started the program.
     pub fn may_retry_once_only(&self) -> bool {
         match self {
             Self::NoReplica | Self::NotSent(..) => true,
             Self::Broken(..) => false,
-            Self::Answered(_, status) => status.code() == Code::Unavailable,
+            Self::Answered(_, status) => podbay::refusal_of(status).reason() == v1::Reason::Draining,
         }
     }
 

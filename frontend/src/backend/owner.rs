@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, broadcast},
+    sync::{Notify, broadcast, watch},
     time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -46,6 +46,7 @@ struct State {
 struct Entry {
     owner: OwnerId,
     opened: Weak<Opened>,
+    terminated: watch::Sender<Option<Arc<str>>>,
 }
 
 /// This process, towards the backend. Its id changes only when its lease was lost.
@@ -62,12 +63,22 @@ pub struct Claim {
     owner: Arc<Owner>,
     owner_id: OwnerId,
     connection: ConnectionId,
+    terminated: watch::Receiver<Option<Arc<str>>>,
 }
 
 impl Claim {
     /// The owner that claims it.
     pub const fn owner_id(&self) -> OwnerId {
         self.owner_id
+    }
+
+    /// Returns when a heartbeat has told that an operator ended the connection, with the text for its user. Cancel safe.
+    pub async fn terminated(&mut self) -> Arc<str> {
+        let told = self.terminated.wait_for(Option::is_some).await.ok().and_then(|text| text.clone());
+        match told {
+            Some(text) => text,
+            None => std::future::pending().await,
+        }
     }
 
     /// It has a handle now, which heartbeats keep fresh.
@@ -99,9 +110,10 @@ impl Owner {
     pub fn claim(self: &Arc<Self>, connection: ConnectionId) -> Claim {
         let mut state = self.state();
         let owner_id = state.id;
-        state.connections.insert(connection, Entry { owner: owner_id, opened: Weak::new() });
+        let (terminated, told) = watch::channel(None);
+        state.connections.insert(connection, Entry { owner: owner_id, opened: Weak::new(), terminated });
         self.first_claim.notify_one();
-        Claim { owner: Arc::clone(self), owner_id, connection }
+        Claim { owner: Arc::clone(self), owner_id, connection, terminated: told }
     }
 
     /// The id that new connections get.
@@ -124,6 +136,18 @@ impl Owner {
         let connections = state.connections.values().filter(|entry| entry.owner == lost).count();
         error!(owner = %lost, connections, "the lease of this process was lost; its connections end");
         let _ = self.lost.send(lost);
+    }
+
+    /// Operators ended these connections. Those that are not ours (any more) are left out.
+    fn terminated(&self, told: &[v1::TerminatedConnection]) {
+        let state = self.state();
+        for one in told {
+            let entry = one.connection_id.parse().ok().and_then(|id: ConnectionId| state.connections.get(&id));
+            if let Some(entry) = entry {
+                let text = podbay::terminated_text(&one.message);
+                entry.terminated.send_if_modified(|before| before.is_none() && before.replace(text.into()).is_none());
+            }
+        }
     }
 
     fn beat(&self, leaving: bool) -> (OwnerId, v1::HeartbeatRequest, Vec<Arc<Opened>>) {
@@ -166,6 +190,7 @@ impl Owner {
             let (id, request, opened) = self.beat(false);
             match self.send(&*backend, request, PATIENCE.min(interval * 2)).await {
                 Ok(answer) => {
+                    self.terminated(&answer.terminated);
                     for (one, handle) in opened.iter().zip(answer.handles) {
                         if !handle.is_empty() {
                             one.handle.store(Arc::new(handle));

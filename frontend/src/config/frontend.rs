@@ -3,7 +3,7 @@
 use crate::backend::pool::Addresses;
 use podbay_frontend_core::Startups;
 use podbay_runtime::{config::Section, tls};
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use crate::backend::connector::Security;
 
@@ -160,15 +160,16 @@ fn tls_client(mut section: Section, present: bool) -> Option<Security> {
     let (ca, cert, key): (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>) =
         (if present { section.required("ca") } else { section.get("ca") }, section.get("cert"), section.get("key"));
     let name: Option<String> = section.get("serverName");
-    let identity = match (&cert, &key) {
-        (Some(cert), Some(key)) => Some((cert.as_path(), key.as_path())),
+    let reload_interval = tls::reload_interval(&mut section);
+    let identity = match (cert, key) {
+        (Some(cert), Some(key)) => Some((cert, key)),
         (None, None) => None,
         (Some(_), None) | (None, Some(_)) => {
             section.mistake("key", "cert and key belong together");
             return None;
         }
     };
-    let config = match tls::client(&ca?, identity) {
+    let config = match tls::Followed::client(ca?, identity) {
         Ok(config) => config,
         Err(error) => {
             section.mistake("ca", error.to_string());
@@ -182,5 +183,5 @@ fn tls_client(mut section: Section, present: bool) -> Option<Security> {
             return None;
         }
     };
-    Some(Security::Tls { config: Arc::clone(&config), name })
+    Some(Security::Tls { config, name, reload_interval })
 }

@@ -16,11 +16,11 @@ use podbay_runtime::{
 };
 
 /// Sections that belong to the backend.
-const BACKENDS: [&str; 5] = ["kubernetes", "grpc", "ownership", "backend", "docker"];
+const BACKENDS: [&str; 6] = ["kubernetes", "grpc", "ownership", "security", "backend", "docker"];
 
 /// Sections that nobody has built yet.
-const NOT_BUILT: [&str; 10] =
-    ["security", "auth", "configserver", "audit", "geoip", "metrics", "health", "kuberun", "dockerrun", "sshproxy"];
+const NOT_BUILT: [&str; 9] =
+    ["auth", "configserver", "audit", "geoip", "metrics", "health", "kuberun", "dockerrun", "sshproxy"];
 
 /// Everything the frontend is told.
 #[derive(Debug, Clone)]
@@ -43,8 +43,7 @@ impl Config {
     /// Every mistake at once.
     pub fn from_document(document: Document) -> Result<Self, Mistakes> {
         let config = Self::from_section(document.root());
-        document.finish()?;
-        config.ok_or_else(|| Mistakes(Vec::new()))
+        document.finish_with(config)
     }
 
     /// The same for a document that others read too: its mistakes show when the document is finished. `None` where
@@ -111,8 +110,9 @@ users:
 frontend:
   backend: {addresses: [], tls: {ca: /nonexistent/ca}}
   drainTimeout: soon
-security: {}
+audit: {}
 kubernetes: {anything: goes}
+security: {anything: goes}
 ",
         )
         .expect_err("mistakes");
@@ -132,7 +132,7 @@ kubernetes: {anything: goes}
             "frontend.backend.addresses",
             "/nonexistent/ca",
             "frontend.drainTimeout",
-            "security",
+            "audit",
         ] {
             assert!(found(needle) || needle == "NONSENSE", "{needle} is not in {mistakes:#?}");
         }

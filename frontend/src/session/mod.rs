@@ -87,6 +87,7 @@ impl Session {
         let ended = tokio::select! {
             ended = program => ended,
             () = input.evicted() => Ok((Ending::Lost(EVICTED.to_owned()), None)),
+            text = conn.ended_for_session() => Ok((Ending::Lost(text.to_string()), None)),
         };
         let (ending, kept) = match ended {
             Ok(ended) => {
@@ -138,13 +139,23 @@ async fn close(handle: &Handle, write: &ChannelWriteHalf<Msg>, report: Report) -
     end
 }
 
-fn ending(exit: v1::Exit) -> Ending {
+/// An operator's word ends the whole connection.
+fn end_with(conn: &Conn, refusal: &v1::Refusal) {
+    if refusal.reason() == v1::Reason::Terminated {
+        conn.end(&refusal.message);
+    }
+}
+
+fn ending(conn: &Conn, exit: v1::Exit) -> Ending {
     match exit.end {
         Some(v1::exit::End::Code(code)) => Ending::Code(code),
         Some(v1::exit::End::Signal(signal)) => {
             Ending::Signal { name: signal.name, core_dumped: signal.core_dumped, message: signal.message }
         }
-        Some(v1::exit::End::Lost(refusal)) => Ending::Lost(refusal.message),
+        Some(v1::exit::End::Lost(refusal)) => {
+            end_with(conn, &refusal);
+            Ending::Lost(refusal.message)
+        }
         None => Ending::Lost("the backend did not say how the program ended".to_owned()),
     }
 }

@@ -5,14 +5,14 @@
 
 use super::{
     control::Controls,
-    ending,
+    end_with, ending,
     link::{Link, Requests},
     open, stdin,
 };
 use crate::{
     backend::{Choice, Failure, Frames, Replica, Tour, phase::Opened},
     session::output::Output,
-    ssh::{Conn, Input},
+    ssh::{Admitted, Conn, Input},
 };
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -46,6 +46,8 @@ pub(super) struct Program<'a> {
     pub start: &'a Start,
     pub link: Arc<Link>,
     pub output: &'a Output,
+    /// One of the sessions that the connection may have.
+    pub _admitted: Admitted,
 }
 
 /// A program and its present stream. Dropping it before its end gives the program up.
@@ -160,7 +162,7 @@ impl<'a> Running<'a> {
             };
             match event {
                 Ok(Event::Data(data)) => self.program.output.data(&self.program.link, data),
-                Ok(Event::Exit(exit)) => return Over::Ended(ending(exit)),
+                Ok(Event::Exit(exit)) => return Over::Ended(ending(self.program.conn, exit)),
                 Ok(Event::Gap(bytes)) => self.program.output.note(&format!("{bytes} bytes of output were dropped")),
                 // Without the agent's replay there is nowhere to go: the session runs on for as long as the replica lets it.
                 Ok(Event::Moving) if self.program.link.is_durable() => return Over::Moving,
@@ -207,6 +209,7 @@ impl<'a> Running<'a> {
                         let refusal = failure.refusal();
                         let waits = failure.may_retry() || refusal.reason() == v1::Reason::KubernetesUnavailable;
                         if !waits {
+                            end_with(program.conn, &refusal);
                             return Err(Ending::Lost(refusal.message));
                         }
                         if !matches!(failure, Failure::NoReplica) {
@@ -264,7 +267,7 @@ impl Program<'_> {
             };
             match self.link.receive(frame) {
                 Ok(Event::Started(_)) => return Ok(Stream { replica, requests, frames }),
-                Ok(Event::Exit(exit)) => return Err(NotResumed::Ended(ending(exit))),
+                Ok(Event::Exit(exit)) => return Err(NotResumed::Ended(ending(self.conn, exit))),
                 Ok(_) => {}
                 Err(error) => {
                     let text = format!("the backend breaks the protocol: {error}");

@@ -1,7 +1,7 @@
 //! From a channel's request to a program that runs: the wait for the connection, and the first streams.
 
 use super::{
-    ending,
+    end_with, ending,
     link::Link,
     open,
     output::Output,
@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{
     backend::{Choice, Failure, Phase, Tour, phase::Opened},
-    ssh::{Conn, LateAnswer},
+    metrics::Turned,
+    ssh::{Conn, LateAnswer, TOO_MANY},
 };
 use futures::StreamExt as _;
 use podbay::{SessionId, v1};
@@ -55,6 +56,10 @@ impl<'a> Starting<'a> {
             return Err(NotStarted::NoSubsystem(format!("there is no subsystem {name} here")));
         }
         let terms = Arc::clone(&opened.terms);
+        let Some(admitted) = self.conn.admit(terms.max_sessions) else {
+            self.conn.server.metrics.turned(Turned::TooManySessions);
+            return Err(self.lost(TOO_MANY));
+        };
         let pod = if terms.session_mode { terms.pod_start } else { Duration::ZERO };
         let deadline = Instant::now() + terms.command_start + pod + GRACE;
         let mut tour = Tour::preferring(opened.replica);
@@ -73,7 +78,10 @@ impl<'a> Starting<'a> {
                 Attempt::Running(stream) => {
                     self.answer.success().await;
                     let (conn, output, start) = (self.conn, self.output, self.start);
-                    return Ok(Running::new(Program { conn, opened, id, start, link, output }, stream));
+                    return Ok(Running::new(
+                        Program { conn, opened, id, start, link, output, _admitted: admitted },
+                        stream,
+                    ));
                 }
                 Attempt::Failed(failure) => failure,
                 Attempt::Refused(refusal) if refusal.reason() == v1::Reason::SubsystemUnknown => {
@@ -82,9 +90,10 @@ impl<'a> Starting<'a> {
                 Attempt::Refused(refusal) => {
                     let first = begun.filter(|_| refusal.reason() == v1::Reason::Unimplemented);
                     let told = first.map_or(refusal, |failure| failure.refusal());
+                    end_with(self.conn, &told);
                     return Err(self.lost(&told.message));
                 }
-                Attempt::Ended(exit) => return Err(NotStarted::Ended(ending(exit))),
+                Attempt::Ended(exit) => return Err(NotStarted::Ended(ending(self.conn, exit))),
             };
             debug!(connection = %self.conn.id, "the program is started elsewhere: {failure}");
             if !failure.may_retry_once_only() {

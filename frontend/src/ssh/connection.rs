@@ -7,7 +7,7 @@ use super::{
     shared::{Conn, Stage},
 };
 use crate::{
-    backend::{Phase, login::OWNER_LOST},
+    backend::Phase,
     listen::Permit,
     metrics::{ConnectionState, Turned},
     server::Server,
@@ -113,7 +113,16 @@ async fn supervise(
 
 async fn ended(conn: &Conn) -> String {
     tokio::select! {
-        () = conn.lost.cancelled() => OWNER_LOST.to_owned(),
+        text = conn.ended() => {
+            if conn.has_told() {
+                // Its sessions tell their users first. OpenSSH throws away what it has not shown when it reads a disconnect,
+                // and goes by itself after its last session.
+                conn.tasks.close();
+                let _ = timeout(FAREWELL, conn.tasks.wait()).await;
+                sleep(FAREWELL).await;
+            }
+            text.to_string()
+        }
         text = conn.server.all_end() => text.to_string(),
     }
 }

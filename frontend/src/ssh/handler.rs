@@ -43,6 +43,9 @@ const SIGNALS: usize = 32;
 const RESOURCE_SHORTAGE: u32 = 4;
 const PROHIBITED: u32 = 1;
 
+/// Told to who asks for one session too many.
+pub const TOO_MANY: &str = "too many sessions at once on this connection";
+
 /// The callbacks of one connection.
 pub struct Callbacks {
     conn: Arc<Conn>,
@@ -73,7 +76,7 @@ pub struct Slot(Arc<Conn>);
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.channels.fetch_sub(1, Ordering::Relaxed);
+        self.0.channels.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -141,7 +144,7 @@ impl Callbacks {
             policy => policy.min(limits.max_sessions_per_connection),
         };
         if self.conn.open_channels() >= most {
-            Some("too many sessions at once on this connection")
+            Some(TOO_MANY)
         } else if self.opened >= limits.max_channels_per_connection {
             Some("too many sessions in the life of this connection; please connect anew")
         } else {

@@ -10,8 +10,8 @@ mod shared;
 
 pub(crate) use connection::serve;
 pub(crate) use gate::{Gate, Hold};
-pub(crate) use handler::{Slot, signal_of};
+pub(crate) use handler::{Slot, TOO_MANY, signal_of};
 pub(crate) use input::Input;
 pub(crate) use late::LateAnswer;
 pub(crate) use options::russh_config;
-pub(crate) use shared::Conn;
+pub(crate) use shared::{Admitted, Conn};

@@ -12,6 +12,9 @@ use tokio::net::TcpStream;
 /// Six failures, and the `none` that every OpenSSH client begins with.
 const MAX_ATTEMPTS: usize = 7;
 
+/// The kernel's keepalives where ours are off: often enough for most NAT tables.
+const TCP_ALIVE: Duration = Duration::from_mins(1);
+
 /// russh's settings for all connections.
 pub fn russh_config(ssh: &SshConfig, keys: Vec<PrivateKey>, passwords: bool) -> server::Config {
     let mut methods = MethodSet::empty();
@@ -65,11 +68,40 @@ fn preferred(ssh: &SshConfig) -> Preferred {
 pub fn socket_options(stream: &TcpStream, ssh: &SshConfig) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(stream);
-    let Some(interval) = ssh.client_alive_interval else { return Ok(()) };
+    let Some(interval) = ssh.client_alive_interval else {
+        // As sshd's TCPKeepAlive: without our own keepalives the kernel's find a peer that is gone, however late.
+        let keepalive = socket2::TcpKeepalive::new().with_time(TCP_ALIVE).with_interval(TCP_ALIVE / 4);
+        return socket.set_tcp_keepalive(&keepalive);
+    };
     let patience =
         interval.saturating_mul(u32::try_from(ssh.client_alive_count_max).unwrap_or(u32::MAX).saturating_add(1));
     let keepalive =
         socket2::TcpKeepalive::new().with_time(interval).with_interval(interval.min(Duration::from_secs(15)));
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(patience.min(Duration::from_hours(24))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_vanishes_is_noticed_by_the_socket() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let stream = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connects");
+        let seconds = Duration::from_secs;
+        let with = |client_alive_interval| SshConfig { client_alive_interval, ..SshConfig::default() };
+        let socket = socket2::SockRef::from(&stream);
+        socket_options(&stream, &with(None)).expect("sets");
+        assert!(socket.keepalive().expect("reads") && socket.tcp_nodelay().expect("reads"));
+        assert_eq!(socket.tcp_keepalive_time().expect("reads"), seconds(60));
+        assert_eq!(
+            socket.tcp_user_timeout().expect("reads"),
+            None,
+            "a stopped client is not cut where nobody asked for it"
+        );
+        socket_options(&stream, &with(Some(seconds(20)))).expect("sets");
+        assert_eq!(socket.tcp_keepalive_time().expect("reads"), seconds(20));
+        assert_eq!(socket.tcp_user_timeout().expect("reads"), Some(seconds(80)), "three keepalives, unanswered");
+    }
 }

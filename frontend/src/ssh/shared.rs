@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Instant,
 };
@@ -54,12 +54,16 @@ pub struct Conn {
     pub phase: watch::Sender<Phase>,
     /// Cancelled when the client is gone.
     pub gone: CancellationToken,
-    /// Cancelled when the process lost its claim on the connection.
-    pub lost: CancellationToken,
+    /// Set when the connection is to end before its client ends it, with the text for the user.
+    pub ended: watch::Sender<Option<Arc<str>>>,
     /// Its session tasks.
     pub tasks: TaskTracker,
     /// Session channels that are open.
     pub channels: AtomicUsize,
+    /// A session tells its user why the connection ends.
+    telling: AtomicBool,
+    /// Programs that were let in by [`Conn::admit`].
+    programs: AtomicUsize,
 }
 
 impl Conn {
@@ -76,9 +80,11 @@ impl Conn {
             stage: watch::Sender::new(Stage::Connected),
             phase: watch::Sender::new(Phase::Asking),
             gone: CancellationToken::new(),
-            lost: CancellationToken::new(),
+            ended: watch::Sender::new(None),
             tasks: TaskTracker::new(),
             channels: AtomicUsize::new(0),
+            telling: AtomicBool::new(false),
+            programs: AtomicUsize::new(0),
         })
     }
 
@@ -119,9 +125,56 @@ impl Conn {
         Ok(!taken.dropped)
     }
 
+    /// A session ends the connection, which it tells its user as the others do, and then the connection itself. The first
+    /// text counts.
+    pub fn end(&self, text: &str) {
+        self.telling.store(true, Ordering::Release);
+        self.ended.send_if_modified(|ended| ended.is_none() && ended.replace(text.into()).is_none());
+    }
+
+    /// [`Self::ended`], for a session, which tells its user.
+    pub async fn ended_for_session(&self) -> Arc<str> {
+        let text = self.ended().await;
+        // Before its channel counts as closed: whoever sees no channel sees this.
+        self.telling.store(true, Ordering::Release);
+        text
+    }
+
+    /// Whether sessions are there that tell their users why the connection ends, or were.
+    pub fn has_told(&self) -> bool {
+        self.open_channels() > 0 || self.telling.load(Ordering::Acquire)
+    }
+
+    /// Returns when the connection is to end, with the text for its user. Cancel safe.
+    pub async fn ended(&self) -> Arc<str> {
+        let text = self.ended.subscribe().wait_for(Option::is_some).await.ok().and_then(|text| text.clone());
+        match text {
+            Some(text) => text,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Lets one more program in, where the policy allows it (0 = any number). Channels that were opened before the policy was
+    /// known are counted here at the latest.
+    pub fn admit(self: &Arc<Self>, most: usize) -> Option<Admitted> {
+        let more = |programs: usize| (most == 0 || programs < most).then_some(programs + 1);
+        self.programs.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Admitted(Arc::clone(self)))
+    }
+
     /// Session channels that are open now.
     pub fn open_channels(&self) -> usize {
-        self.channels.load(Ordering::Relaxed)
+        self.channels.load(Ordering::Acquire)
+    }
+}
+
+/// A program that was let in, until this is dropped.
+#[derive(Debug)]
+pub struct Admitted(Arc<Conn>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.programs.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

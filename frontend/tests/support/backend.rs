@@ -27,6 +27,8 @@ pub enum Opening {
     AtOnce,
     /// Accepted, a Progress, and after this time Opened.
     After(Duration),
+    /// Accepted and Opened after this time.
+    Late(Duration),
     /// A refusal.
     Refuse(v1::Reason, String),
     /// Nothing at all.
@@ -41,8 +43,11 @@ pub struct Script {
     pub opening: Opening,
     pub timeouts: Duration,
     pub subsystems: Vec<String>,
+    pub max_sessions: u32,
     pub heartbeat: Duration,
     pub owner_expired: bool,
+    /// What heartbeats say that operators ended: ids and messages.
+    pub terminated: Vec<(String, String)>,
     pub opened: Vec<v1::OpenConnectionRequest>,
     /// Opening streams that the caller dropped.
     pub abandoned: usize,
@@ -62,8 +67,10 @@ impl Default for Script {
             opening: Opening::AtOnce,
             timeouts: Duration::from_mins(1),
             subsystems: vec!["echo".to_owned()],
+            max_sessions: 0,
             heartbeat: Duration::from_millis(200),
             owner_expired: false,
+            terminated: Vec::new(),
             opened: Vec::new(),
             abandoned: 0,
             closed: Vec::new(),
@@ -102,7 +109,14 @@ impl Replica {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         let service = Service { script: script.clone(), address };
-        let tls = tls.map(|files| podbay_runtime::tls::server(&files.cert, &files.key, Some(&files.ca)).expect("TLS"));
+        let tls = tls.map(|files| {
+            podbay_runtime::tls::Followed::server(files.cert.clone(), files.key.clone(), Some(files.ca.clone()))
+                .expect("TLS")
+        });
+        if let Some(tls) = &tls {
+            let follow = Arc::clone(tls).follow(Duration::from_millis(100), CancellationToken::new(), |_| {});
+            runtime.spawn(follow);
+        }
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).expect("a listener");
             let (_health, health_service) = tonic_health::server::health_reporter();
@@ -174,7 +188,8 @@ impl ConnectionService for Service {
                 signal: timeout,
                 window: timeout,
             };
-            let policy = v1::Policy { subsystems: script.subsystems.clone(), max_sessions: 0 };
+            let (subsystems, max_sessions) = (script.subsystems.clone(), script.max_sessions);
+            let policy = v1::Policy { subsystems, max_sessions };
             let mode = v1::ExecutionMode::Connection.into();
             (
                 script.opening.clone(),
@@ -202,6 +217,11 @@ impl ConnectionService for Service {
                         () = tokio::time::sleep(time) => drop(send(opened).await),
                         () = events.closed() => script.lock().abandoned += 1,
                     }
+                }
+                Opening::Late(time) => {
+                    tokio::time::sleep(time).await;
+                    let _ = send(Event::Accepted(accepted)).await;
+                    let _ = send(opened).await;
                 }
                 Opening::Refuse(reason, message) => {
                     let _ = events.send(Err(v1::Refusal::new(reason, message).into_status())).await;
@@ -245,6 +265,11 @@ impl ConnectionService for Service {
             interval: prost_types::Duration::try_from(script.heartbeat).ok(),
             lease_duration: None,
             handles,
+            terminated: script
+                .terminated
+                .iter()
+                .map(|(id, message)| v1::TerminatedConnection { connection_id: id.clone(), message: message.clone() })
+                .collect(),
         }))
     }
 

@@ -1,6 +1,6 @@
 //! One session at the test's backend: a local process, or a scripted end.
 //!
-//! Commands that begin with `@` are scripts: `@lost`, `@signal NAME`, `@refuse`, `@never`, `@late MS COMMAND`,
+//! Commands that begin with `@` are scripts: `@lost`, `@signal NAME`, `@refuse`, `@never`, `@terminated`, `@unavailable`, `@late MS COMMAND`,
 //! `@progress MS COMMAND`. Everything else goes to `/bin/sh -c`.
 
 use super::backend::Shared;
@@ -78,6 +78,15 @@ async fn session(
             }
             "@refuse" => {
                 let refusal = lost(v1::Reason::CommandNotStarted, "no such program in the image");
+                return frames.send(Err(refusal.into_status())).await.is_ok();
+            }
+            "@terminated" => {
+                let refusal = lost(v1::Reason::Terminated, "an operator ended this connection: now");
+                return start(frames, 0).await
+                    && send(frames, Frame::Exit(v1::Exit { end: Some(End::Lost(refusal)) })).await;
+            }
+            "@unavailable" => {
+                let refusal = lost(v1::Reason::KubernetesUnavailable, "the API went away");
                 return frames.send(Err(refusal.into_status())).await.is_ok();
             }
             "@draining" => {

@@ -103,7 +103,8 @@ impl World {
         }
         let names = running.iter().map(|replica| replica.address.to_string()).collect();
         let security = files.map_or(Security::Plaintext, |files| Security::Tls {
-            config: podbay_runtime::tls::client(&files.ca, Some((&files.cert, &files.key))).expect("TLS"),
+            config: podbay_runtime::tls::Followed::client(files.ca, Some((files.cert, files.key))).expect("TLS"),
+            reload_interval: Duration::from_millis(100),
             name: Some("localhost".try_into().expect("a name")),
         });
         let backend =

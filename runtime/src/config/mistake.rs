@@ -68,6 +68,11 @@ impl Sink {
         });
     }
 
+    /// The file's name.
+    pub(super) fn file(&self) -> String {
+        self.file.to_string()
+    }
+
     /// What was found, in the order of the file, each once.
     pub(super) fn finish(&self) -> Result<(), Mistakes> {
         let mut found = self.found.take();

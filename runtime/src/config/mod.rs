@@ -11,6 +11,7 @@ mod duration;
 mod mistake;
 mod node;
 mod section;
+mod strict;
 
 pub use convert::{FromNode, Secret};
 pub use duration::{DurationError, format_duration, parse_duration};

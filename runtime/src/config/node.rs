@@ -162,6 +162,19 @@ impl Document {
         Section::new(Some(Rc::clone(&self.root)), self.root.at, String::new(), self.sink.clone())
     }
 
+    /// What was read from the document, or every mistake in it. A reader that gives nothing has recorded why; should one
+    /// forget to, that is told as a mistake too: an empty list of mistakes is never an error.
+    ///
+    /// # Errors
+    /// At least one mistake.
+    pub fn finish_with<T>(self, read: Option<T>) -> Result<T, Mistakes> {
+        let name = self.sink.file();
+        self.finish()?;
+        read.ok_or_else(|| {
+            whole(&name, "no configuration came of it, and no part has said why: please report this".to_owned())
+        })
+    }
+
     /// Every mistake that the sections found, once they are dropped.
     pub fn finish(self) -> Result<(), Mistakes> {
         self.sink.finish()

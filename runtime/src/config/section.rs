@@ -4,9 +4,9 @@ use super::{
     convert::FromNode,
     mistake::Sink,
     node::{Node, Value},
+    strict::Reading,
 };
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value as Json;
+use serde::de::DeserializeOwned;
 use std::{collections::BTreeSet, rc::Rc};
 
 /// A map of a configuration file, or the absence of one. Keys that were never asked for are mistakes, reported when
@@ -17,6 +17,7 @@ pub struct Section {
     at: (u64, u64),
     path: String,
     known: BTreeSet<String>,
+    any_case: bool,
     sink: Sink,
 }
 
@@ -30,7 +31,22 @@ impl Section {
             }
             node => node,
         };
-        Self { node, at, path, known: BTreeSet::new(), sink }
+        Self { node, at, path, known: BTreeSet::new(), any_case: false, sink }
+    }
+
+    /// From here down, keys are found in any case: `restartpolicy` is `restartPolicy`, as Go's JSON readers have it. Maps with
+    /// keys of the user's own (labels) stay as they are.
+    #[must_use]
+    pub fn in_any_case(mut self) -> Self {
+        self.any_case = true;
+        let entries = self.entries();
+        for (i, (key, at, _)) in entries.iter().enumerate() {
+            if let Some((before, ..)) = entries.iter().take(i).find(|(before, ..)| before.eq_ignore_ascii_case(key)) {
+                let message = format!("is given twice: {before} and {key} are the same");
+                self.sink.add(*at, &self.below(key), message);
+            }
+        }
+        self
     }
 
     /// The dotted path of this section; empty = the whole document.
@@ -49,7 +65,12 @@ impl Section {
         self.known.insert(key.to_owned());
         let node = self.find(key);
         let at = node.as_ref().map_or(self.at, |node| node.at);
-        Self::new(node, at, self.below(key), self.sink.clone())
+        self.child(node, at, self.below(key))
+    }
+
+    fn child(&self, node: Option<Rc<Node>>, at: (u64, u64), path: String) -> Self {
+        let child = Self::new(node, at, path, self.sink.clone());
+        if self.any_case { child.in_any_case() } else { child }
     }
 
     /// A list of maps; an absent one reads as empty.
@@ -64,7 +85,7 @@ impl Section {
         items
             .iter()
             .enumerate()
-            .map(|(i, item)| Self::new(Some(Rc::clone(item)), item.at, format!("{path}[{i}]"), self.sink.clone()))
+            .map(|(i, item)| self.child(Some(Rc::clone(item)), item.at, format!("{path}[{i}]")))
             .collect()
     }
 
@@ -99,26 +120,15 @@ impl Section {
     }
 
     /// A value of a type with its own serde form (Kubernetes objects), strictly: a key that the type does not know is a
-    /// mistake. Such types ignore unknown keys, so what was read is written again and compared.
-    pub fn serde<T: DeserializeOwned + Serialize>(&mut self, key: &str) -> Option<T> {
+    /// mistake, also where its value is empty.
+    pub fn serde<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
         self.known.insert(key.to_owned());
         let node = self.find(key)?;
-        let path = self.below(key);
-        let given = json(&node);
-        let value: T = match serde_path_to_error::deserialize(&given) {
-            Ok(value) => value,
-            Err(error) => {
-                let step = error.path().to_string();
-                let step = if step == "." { String::new() } else { step };
-                let dot = if step.is_empty() || step.starts_with('[') { "" } else { "." };
-                let at = descend(&node, &step).map_or(node.at, |node| node.at);
-                self.sink.add(at, &format!("{path}{dot}{step}"), error.inner().to_string());
-                return None;
-            }
-        };
-        let kept = serde_json::to_value(&value).unwrap_or_default();
-        self.unknown_keys(&node, &kept, &path);
-        Some(value)
+        let (value, problems) = Reading::new(self.any_case).read(&node);
+        for (at, step, message) in problems {
+            self.sink.add(at, &format!("{}{step}", self.below(key)), message);
+        }
+        value
     }
 
     /// A key that belongs to another program.
@@ -153,44 +163,23 @@ impl Section {
 
     /// An explicit null counts as absent, as in Go's readers.
     fn find(&self, key: &str) -> Option<Rc<Node>> {
-        let (_, _, node) = self.entries().iter().find(|(name, ..)| name == key)?;
+        let (_, _, node) = self.entries().iter().find(|(name, ..)| self.same(name, key))?;
         (!matches!(node.value, Value::Null)).then(|| Rc::clone(node))
     }
 
     fn key_position(&self, key: &str) -> Option<(u64, u64)> {
-        self.entries().iter().find(|(name, ..)| name == key).map(|(_, at, _)| *at)
+        self.entries().iter().find(|(name, ..)| self.same(name, key)).map(|(_, at, _)| *at)
     }
 
-    fn unknown_keys(&self, given: &Node, kept: &Json, path: &str) {
-        match (&given.value, kept) {
-            (Value::Map(entries), Json::Object(fields)) => {
-                for (key, at, node) in entries {
-                    let path = format!("{path}.{key}");
-                    match fields.get(key) {
-                        Some(kept) => self.unknown_keys(node, kept, &path),
-                        // Written only when they say something: null and empty values say the same as absence.
-                        None if empty(node) => {}
-                        None => {
-                            let hint = suggest(key, fields.keys().map(String::as_str));
-                            self.sink.add(*at, &path, format!("unknown key{hint}"));
-                        }
-                    }
-                }
-            }
-            (Value::List(items), Json::Array(kept)) => {
-                for (i, (node, kept)) in items.iter().zip(kept).enumerate() {
-                    self.unknown_keys(node, kept, &format!("{path}[{i}]"));
-                }
-            }
-            _ => {}
-        }
+    fn same(&self, one: &str, other: &str) -> bool {
+        one == other || (self.any_case && one.eq_ignore_ascii_case(other))
     }
 }
 
 impl Drop for Section {
     fn drop(&mut self) {
         for (key, at, _) in self.entries() {
-            if !self.known.contains(key) {
+            if !self.known.iter().any(|known| self.same(known, key)) {
                 let hint = suggest(key, self.known.iter().map(String::as_str));
                 self.sink.add(*at, &self.below(key), format!("unknown key{hint}"));
             }
@@ -198,50 +187,10 @@ impl Drop for Section {
     }
 }
 
-fn empty(node: &Node) -> bool {
-    match &node.value {
-        Value::Null => true,
-        Value::List(items) => items.is_empty(),
-        Value::Map(entries) => entries.is_empty(),
-        Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Text(_) => false,
-    }
-}
-
-fn suggest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> String {
+pub(super) fn suggest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> String {
     let near = |name: &&str| strsim::damerau_levenshtein(&name.to_lowercase(), &key.to_lowercase());
     match known.map(|name| (near(&name), name)).min() {
         Some((distance, name)) if distance <= 1 + key.len() / 4 => format!("; did you mean {name}?"),
         _ => String::new(),
     }
-}
-
-/// The node as JSON. Integers beyond JSON's are written as floats, which no Kubernetes field takes silently.
-fn json(node: &Node) -> Json {
-    match &node.value {
-        Value::Null => Json::Null,
-        Value::Bool(value) => Json::Bool(*value),
-        Value::Int(value) => match (i64::try_from(*value), u64::try_from(*value)) {
-            (Ok(value), _) => value.into(),
-            (_, Ok(value)) => value.into(),
-            _ => (*value as f64).into(),
-        },
-        Value::Float(value) => (*value).into(),
-        Value::Text(text) => Json::String(text.clone()),
-        Value::List(items) => Json::Array(items.iter().map(|item| json(item)).collect()),
-        Value::Map(entries) => Json::Object(entries.iter().map(|(key, _, value)| (key.clone(), json(value))).collect()),
-    }
-}
-
-/// Follows a serde path such as `containers[0].image`.
-fn descend(node: &Rc<Node>, path: &str) -> Option<Rc<Node>> {
-    let mut node = Rc::clone(node);
-    for step in path.split(['.', '[']).map(|step| step.trim_end_matches(']')).filter(|step| !step.is_empty()) {
-        let next = match &node.value {
-            Value::Map(entries) => entries.iter().find(|(key, ..)| key == step).map(|(_, _, value)| Rc::clone(value)),
-            Value::List(items) => step.parse::<usize>().ok().and_then(|i| items.get(i)).map(Rc::clone),
-            _ => None,
-        };
-        node = next?;
-    }
-    Some(node)
 }

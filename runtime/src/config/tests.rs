@@ -92,8 +92,8 @@ struct Container {
 fn foreign_types_are_read_strictly() {
     let text = "spec:\n  hostNme: a\n  containers:\n  - image: i\n    prt: 5\n";
     let found = mistakes(text, |root| assert!(root.serde::<Spec>("spec").is_some()));
-    assert_eq!(found[0], "f.yaml:2:3: spec.hostNme: unknown key");
-    assert_eq!(found[1], "f.yaml:5:5: spec.containers[0].prt: unknown key");
+    assert_eq!(found[0], "f.yaml:2:3: spec.hostNme: unknown key; did you mean hostName?");
+    assert_eq!(found[1], "f.yaml:5:5: spec.containers[0].prt: unknown key; did you mean port?");
     let text = "spec:\n  containers:\n  - image: i\n    port: many\n";
     let found = mistakes(text, |root| assert!(root.serde::<Spec>("spec").is_none()));
     assert_eq!(found.len(), 1, "{found:?}");
@@ -114,4 +114,54 @@ fn a_merge_key_is_merged() {
 #[test]
 fn a_secret_is_never_shown() {
     assert_eq!(format!("{:?}", Secret::new("hunter2")), "***");
+}
+
+#[test]
+fn an_unknown_key_is_refused_whatever_its_value() {
+    for empty in ["{}", "[]", "", "null", "''"] {
+        let text = format!("spec:\n  containers: []\n  hostName:\n  affinity: {empty}\n");
+        let found = mistakes(&text, |root| assert!(root.serde::<Spec>("spec").is_some()));
+        assert_eq!(found, ["f.yaml:4:3: spec.affinity: unknown key"], "{empty:?}");
+    }
+}
+
+#[test]
+fn keys_are_found_in_any_case_where_that_is_asked() {
+    let text =
+        "a:\n  Spec:\n    HOSTNAME: h\n    containers: [{IMAGE: i, Port: 1}]\n  lABELS: {App: x, app: y}\n  Old: 1\n";
+    let read = |root: &mut Section| {
+        let mut a = root.section("a").in_any_case();
+        let spec: Option<Spec> = a.serde("spec");
+        let containers = vec![Container { image: "i".into(), port: Some(1) }];
+        assert_eq!(spec, Some(Spec { host_name: Some("h".into()), containers }));
+        let labels: std::collections::BTreeMap<String, String> = a.get("labels").expect("a map");
+        assert_eq!(labels.len(), 2, "a map's keys are the user's");
+        assert!(a.has("old"));
+        a.refuse("old", "no");
+    };
+    assert_eq!(mistakes(text, read), ["f.yaml:6:3: a.old: is not supported: no"]);
+    // Not elsewhere.
+    let found = mistakes("Spec: {hostname: h}\n", |root| assert!(root.serde::<Spec>("spec").is_none()));
+    assert_eq!(found, ["f.yaml:1:1: Spec: unknown key; did you mean spec?"]);
+    // Twice is once too often.
+    let text = "a:\n  spec: {hostName: a, hostname: b}\n  SPEC: {}\n";
+    let found = mistakes(text, |root| drop(root.section("a").in_any_case().serde::<Spec>("spec")));
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].starts_with("f.yaml:2:23: a.spec.hostname: is given twice"), "{found:?}");
+    assert!(found[1].starts_with("f.yaml:3:3: a.SPEC: is given twice"), "{found:?}");
+}
+
+#[test]
+fn no_configuration_without_a_reason() {
+    let document = Document::parse("f.yaml", "a: 1\n").expect("YAML");
+    document.root().ignore("a");
+    let mistakes = document.finish_with(None::<()>).expect_err("nothing was read");
+    assert_eq!(mistakes.0.len(), 1);
+    assert!(mistakes.to_string().starts_with("f.yaml: "), "{mistakes}");
+    let document = Document::parse("f.yaml", "a: 1\n").expect("YAML");
+    assert_eq!(document.finish_with(Some(1)), Ok(1));
+    let document = Document::parse("f.yaml", "a: 1\n").expect("YAML");
+    drop(document.root().section("b"));
+    let mistakes = document.finish_with(Some(1)).expect_err("an unknown key");
+    assert!(mistakes.to_string().starts_with("f.yaml:1:1: a: unknown key"), "{mistakes}");
 }

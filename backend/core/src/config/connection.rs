@@ -48,7 +48,7 @@ pub struct Explicit {
     pub burst: u32,
 }
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 17] = [
     "host",
     "path",
     "username",
@@ -65,6 +65,7 @@ const KEYS: [&str; 16] = [
     "qps",
     "burst",
     "insecure",
+    "timeout",
 ];
 
 impl Connection {
@@ -72,6 +73,7 @@ impl Connection {
         let file: Option<PathBuf> = section.get("kubeconfig");
         let context: Option<String> = section.get("context");
         section.refuse("insecure", "the API server's certificate is always checked; give cacertFile");
+        section.refuse("timeout", "kubernetes.timeouts.http bounds requests");
         let set: Vec<&str> = KEYS.into_iter().filter(|key| section.has(key)).collect();
         match (file, set.first()) {
             (Some(_), Some(key)) => {
@@ -125,6 +127,16 @@ impl Explicit {
             let at = if section.has(there) { there.to_owned() } else { format!("{there}File") };
             wrong(&at, format!("needs {missing} or {missing}File as well"));
         }
+        // The stock Kubernetes client's rules: one way to say who we are, and a password belongs to a user.
+        if username.is_some() && (bearer_token.is_some() || bearer_token_file.is_some()) {
+            wrong("username", "can't be used together with a bearer token".into());
+        }
+        if password.is_some() && username.is_none() {
+            wrong("password", "needs username".into());
+        }
+        if host.contains('@') {
+            wrong("host", "holds a user's name or password: use username and password".into());
+        }
         if let Some(file) = &bearer_token_file
             && let Err(error) = std::fs::metadata(file)
         {
@@ -152,7 +164,7 @@ impl Explicit {
     /// The API server's URL with the prefix of `path`. A host without scheme is reached by HTTPS if anything of TLS or any
     /// credential is configured; else, as ContainerSSH does, by HTTP. (ContainerSSH sends a lone token over HTTP: we don't.)
     pub fn url(&self) -> String {
-        let credentials = self.bearer_token.is_some() || self.bearer_token_file.is_some() || self.password.is_some();
+        let credentials = self.bearer_token.is_some() || self.bearer_token_file.is_some() || self.username.is_some();
         let tls = self.cacert.is_some() || self.cert.is_some() || credentials || self.host == "kubernetes.default.svc";
         let scheme = if self.host.contains("://") { "" } else { ["http://", "https://"][usize::from(tls)] };
         let prefix = self.path.strip_suffix("/api").unwrap_or_default();

@@ -108,6 +108,17 @@ fn every_mistake_is_told_with_its_place() {
         ("kubernetes: {connection: {cert: x}, pod: {disableAgent: true}}", "connection.cert: needs key or keyFile"),
         ("kubernetes: {connection: {path: /x}, pod: {disableAgent: true}}", "does not end in /api"),
         ("kubernetes: {connection: {insecure: true}, pod: {disableAgent: true}}", "insecure: is not supported"),
+        ("kubernetes: {connection: {timeout: 5s}, pod: {disableAgent: true}}", "kubernetes.timeouts.http bounds"),
+        (
+            "kubernetes: {connection: {username: u, bearerToken: t}, pod: {disableAgent: true}}",
+            "connection.username: can't be used together",
+        ),
+        ("kubernetes: {connection: {password: p}, pod: {disableAgent: true}}", "connection.password: needs username"),
+        (
+            "kubernetes: {connection: {host: 'https://u:p@h'}, pod: {disableAgent: true}}",
+            "connection.host: holds a user",
+        ),
+        ("kubernetes: {connection: {qps: -1}, pod: {disableAgent: true}}", "connection.qps: must not be negative"),
         (
             "{kubernetes: {pod: {disableAgent: true}}, ownership: {backendWait: 90s}}",
             "must be shorter than ownership.lease",
@@ -141,4 +152,64 @@ fn a_host_without_scheme_never_gets_credentials_in_clear() {
         !format!("{:?}", read("kubernetes: {connection: {bearerToken: hunter2}, pod: {disableAgent: true}}"))
             .contains("hunter2")
     );
+}
+
+#[test]
+fn max_sessions_is_containersshs() {
+    let max = |value: &str| {
+        let text = format!("kubernetes: {{pod: {{disableAgent: true}}}}\nsecurity: {{maxSessions: {value}}}");
+        read(&text).map(|settings| settings.security.max_sessions.map(std::num::NonZeroU32::get))
+    };
+    for (value, wanted) in [("-1", None), ("0", None), ("1", Some(1)), ("4294967295", Some(u32::MAX))] {
+        assert_eq!(max(value), Ok(wanted), "{value}");
+    }
+    for wrong in ["-2", "4294967296", "many"] {
+        let told = max(wrong).expect_err(wrong);
+        assert!(told.len() == 1 && told[0].starts_with("f.yaml:2:"), "{told:?}");
+    }
+    let told = read(
+        "kubernetes: {pod: {disableAgent: true}}\nsecurity: {forceCommand: x, tty: {mode: disable}, maxSesions: 1}",
+    );
+    let told = told.expect_err("not built").join("\n");
+    for wanted in
+        ["security.forceCommand: is not supported", "security.tty: is not supported", "did you mean maxSessions"]
+    {
+        assert!(told.contains(wanted), "{told}");
+    }
+}
+
+#[test]
+fn a_pods_keys_may_be_in_any_case_and_none_may_be_unknown() {
+    // As ContainerSSH 0.3 wrote them.
+    let text = "
+kubernetes:
+  pod:
+    DisableAgent: true
+    consolecontainernumber: 1
+    metadata: {namespace: n, labels: {App: a}}
+    spec:
+      restartpolicy: Never
+      containers:
+      - {name: a, image: i}
+      - {name: b, image: i, imagepullpolicy: Never, resources: {limits: {cpu: 1}}}
+";
+    let pod = read(text).expect("good").pod;
+    assert_eq!((pod.console.as_str(), pod.namespace()), ("b", "n"));
+    assert_eq!(pod.spec.restart_policy.as_deref(), Some("Never"));
+    assert_eq!(pod.spec.containers[1].image_pull_policy.as_deref(), Some("Never"));
+    let limits = pod.spec.containers[1].resources.as_ref().and_then(|resources| resources.limits.as_ref());
+    assert_eq!(limits.expect("limits")["cpu"].0, "1");
+    assert_eq!(pod.metadata.labels.expect("labels").keys().collect::<Vec<_>>(), ["App"]);
+    let told = read(
+        "kubernetes:\n  pod:\n    disableAgent: true\n    spec:\n      volums: []\n      affinity: {nodeAffinty: {}}\n",
+    );
+    assert_eq!(
+        told.expect_err("unknown"),
+        [
+            "f.yaml:5:7: kubernetes.pod.spec.volums: unknown key; did you mean volumes?",
+            "f.yaml:6:18: kubernetes.pod.spec.affinity.nodeAffinty: unknown key; did you mean nodeAffinity?",
+        ]
+    );
+    // Beside the pod, case counts.
+    assert!(read("kubernetes: {pod: {disableAgent: true}, Timeouts: {}}").is_err());
 }

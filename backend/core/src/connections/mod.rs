@@ -14,7 +14,7 @@ use crate::{
     handle::{Contents, KeyRing, Target},
     identity::{self, Marks},
     lifecycle::{Kind, Lifecycle, StartRequest},
-    ownership::{Leases, Sweep},
+    ownership::{Closing, Leases, Sweep},
     template,
 };
 use bytes::Bytes;
@@ -22,11 +22,14 @@ use podbay::{
     ConnectionId,
     v1::{self, Reason, Refusal},
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
 };
+
+/// A heartbeat looks for marks of ended connections for at most so long: callers give the whole call a few seconds.
+const LOOK_FOR_MARKS: Duration = Duration::from_secs(1);
 
 /// What an opening connection tells its caller: `Accepted`, any number of `Progress`, `Opened`.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,12 +85,19 @@ impl Connections {
     /// undone in the background.
     pub async fn open(&self, request: OpenRequest, events: mpsc::Sender<OpenEvent>) -> Result<(), Refusal> {
         let id = request.who.connection;
-        tokio::select! {
+        let opened = tokio::select! {
             // Boxed: pods are large, and many connections wait here at once.
             result = Box::pin(self.open_whole(request, &events)) => result,
             () = events.closed() => Err(Refusal::new(Reason::Terminated, "the caller gave the connection up")),
+        };
+        match opened {
+            Ok(()) => Ok(()),
+            // A start that an operator ended finds its pod gone, and can say why.
+            Err(refusal) if refusal.reason() == Reason::PodGone => {
+                Err(self.leases.terminated(id).await.unwrap_or(refusal).about(id))
+            }
+            Err(refusal) => Err(refusal.about(id)),
         }
-        .map_err(|refusal| refusal.about(id))
     }
 
     async fn open_whole(&self, request: OpenRequest, events: &mpsc::Sender<OpenEvent>) -> Result<(), Refusal> {
@@ -96,7 +106,10 @@ impl Connections {
         let given_up = || Refusal::new(Reason::Terminated, "the caller gave the connection up");
         let accepted = v1::Accepted {
             timeouts: Some(timeouts.to_proto()),
-            policy: Some(v1::Policy { subsystems: config.subsystems.keys().cloned().collect(), max_sessions: 0 }),
+            policy: Some(v1::Policy {
+                subsystems: config.subsystems.keys().cloned().collect(),
+                max_sessions: self.settings.security.max_sessions_proto(),
+            }),
             mode: v1::ExecutionMode::from(config.mode).into(),
             backend_wait: Some(duration_proto(self.leases.ownership().backend_wait)),
         };
@@ -149,7 +162,7 @@ impl Connections {
                 (target, opened, Some(undo))
             }
         };
-        let contents = Contents::new(config, timeouts, &who, environment, target);
+        let contents = Contents::new(&self.settings, timeouts, &who, environment, target);
         let handle = Bytes::from(self.keys.seal(&contents, &who.caller)?);
         let pod_name = opened.pod_name.clone();
         events.send(OpenEvent::Opened(v1::Opened { handle, ..opened })).await.map_err(|_| given_up())?;
@@ -169,23 +182,38 @@ impl Connections {
     ///
     /// Cancel safe, in that dropping it leaves the deletion asked but not awaited.
     pub async fn close(&self, id: ConnectionId, caller: &str) -> Result<u32, Refusal> {
-        self.end(id, Some(caller)).await
+        self.end(id, Some(caller), &Closing::ByCaller).await
     }
 
-    /// Closes anybody's connection; for operators.
-    pub async fn terminate(&self, id: ConnectionId) -> Result<u32, Refusal> {
-        self.end(id, None).await
+    /// Closes anybody's connection; for operators. Its sessions end with `TERMINATED` and the message, and so say the
+    /// heartbeats of its owner.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` for a message that is no line of text; else as [`Self::close`].
+    pub async fn terminate(&self, id: ConnectionId, message: &str) -> Result<u32, Refusal> {
+        self.end(id, None, &Closing::by_operator(message)?).await
     }
 
-    async fn end(&self, id: ConnectionId, caller: Option<&str>) -> Result<u32, Refusal> {
+    async fn end(&self, id: ConnectionId, caller: Option<&str>, why: &Closing) -> Result<u32, Refusal> {
         let budget = self.lifecycle.timeouts().pod_stop;
         let late =
             || Refusal::new(Reason::PodStopTimeout, "the pods were not gone in time; they will be removed later");
         let whole = async {
-            match self.settings.pod.mode {
-                Mode::Connection => {}
+            match (self.settings.pod.mode, why) {
+                (Mode::Connection, Closing::ByCaller) => {}
+                // First, so that sessions that find their pod gone find the words too; but words hold no deletion up.
+                (Mode::Connection, Closing::ByOperator(_)) => {
+                    let marked = self.leases.revoke(id, why, Instant::now() + budget / 4);
+                    match timeout(budget / 2, marked).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(refusal)) => {
+                            tracing::warn!(connection = %id, "users won't be told why: {}", refusal.message);
+                        }
+                        Err(_) => tracing::warn!(connection = %id, "users won't be told why: no answer in time"),
+                    }
+                }
                 // First, so that no session starts a pod behind our back.
-                Mode::Session => self.leases.revoke(id, Instant::now() + budget).await?,
+                (Mode::Session, _) => self.leases.revoke(id, why, Instant::now() + budget).await?,
             }
             let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| caller.is_none_or(|c| c == marks.caller));
             let selector = identity::of_connection(id);
@@ -206,6 +234,7 @@ impl Connections {
     pub async fn heartbeat(&self, beat: Heartbeat) -> Result<v1::HeartbeatResponse, Refusal> {
         let Heartbeat { owner, caller, known, complete, handles, leaving } = beat;
         let ownership = self.leases.ownership();
+        let mut terminated = Vec::new();
         if leaving {
             let selector = identity::of_owner(owner);
             let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| marks.caller == caller);
@@ -214,7 +243,10 @@ impl Connections {
             self.leases.leave(owner, &caller).await?;
         } else {
             let deadline = Instant::now() + ownership.heartbeat().min(self.lifecycle.timeouts().http);
-            self.leases.renew(owner, &caller, deadline).await?;
+            let (renewed, found) =
+                futures::join!(self.leases.renew(owner, &caller, deadline), self.terminated_among(&known));
+            renewed?;
+            terminated = found;
             if complete {
                 let (this, caller) = (self.clone(), caller.clone());
                 // Apart, so that a slow list never delays a renewal's answer.
@@ -236,6 +268,25 @@ impl Connections {
             handles: handles.collect(),
             interval: proto(ownership.heartbeat()),
             lease_duration: proto(ownership.lease_duration),
+            terminated,
         })
+    }
+
+    /// Which of these operators ended. Nothing where that can't be read at once: a renewal's answer must not wait for it.
+    async fn terminated_among(&self, known: &HashSet<ConnectionId>) -> Vec<v1::TerminatedConnection> {
+        if known.is_empty() {
+            return Vec::new();
+        }
+        match timeout(LOOK_FOR_MARKS, self.leases.all_terminated()).await {
+            Ok(Ok(marked)) => {
+                let ours = marked.into_iter().filter(|(id, _)| known.contains(id));
+                ours.map(|(id, message)| v1::TerminatedConnection { connection_id: id.to_string(), message }).collect()
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "marks of ended connections can't be listed; next time");
+                Vec::new()
+            }
+            Err(_) => Vec::new(),
+        }
     }
 }

@@ -56,6 +56,12 @@ pub fn of_create(error: &ClusterError) -> CreateFailure {
             *retry_after,
             true,
         ),
+        ClusterError::Unreachable { message } => heals(
+            Reason::KubernetesUnavailable,
+            format!("the Kubernetes API can't be reached: {}", short(message)),
+            None,
+            false,
+        ),
         ClusterError::Timeout(bound) => heals(
             Reason::KubernetesUnavailable,
             format!("the Kubernetes API does not answer within {bound:?}"),

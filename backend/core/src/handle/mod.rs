@@ -10,7 +10,7 @@ pub use keys::{KeyError, KeyRing};
 
 use crate::{
     cluster::PodRef,
-    config::{Mode, PodConfig, Timeouts},
+    config::{Mode, Settings, Timeouts},
     identity::{Identity, User},
 };
 use flate2::{Compression, read::DeflateDecoder, write::DeflateEncoder};
@@ -23,6 +23,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
+    num::NonZeroU32,
 };
 
 /// More than this is never unpacked.
@@ -52,6 +53,9 @@ pub struct Contents {
     /// The path of the guest agent in the console container; `None` = it is off.
     #[serde(default)]
     pub agent: Option<String>,
+    /// The most sessions at once; absent = no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_sessions: Option<NonZeroU32>,
     /// Where programs run.
     pub target: Target,
 }
@@ -77,12 +81,13 @@ pub enum Target {
 impl Contents {
     /// For a connection that is open.
     pub fn new(
-        config: &PodConfig,
+        settings: &Settings,
         timeouts: Timeouts,
         who: &Identity,
         environment: BTreeMap<String, String>,
         target: Target,
     ) -> Self {
+        let config = &settings.pod;
         Self {
             connection: who.connection,
             owner: who.owner,
@@ -93,6 +98,7 @@ impl Contents {
             subsystems: config.subsystems.clone(),
             environment,
             agent: config.agent.clone(),
+            max_sessions: settings.security.max_sessions,
             target,
         }
     }

@@ -28,7 +28,7 @@ fn contents() -> Contents {
     let settings = settings("connection");
     let target = Target::Pod { namespace: "ns".into(), name: "p".into(), uid: "u".into(), image_id: "i".into() };
     let environment = BTreeMap::from([("A".to_owned(), "hunter2".to_owned())]);
-    Contents::new(&settings.pod, settings.timeouts, &who(), environment, target)
+    Contents::new(&settings, settings.timeouts, &who(), environment, target)
 }
 
 fn ring() -> KeyRing {
@@ -82,7 +82,7 @@ fn a_template_fits_unless_it_is_huge() {
     let mut base = template::base_pod(&settings.pod, &who(), &BTreeMap::new());
     let sealed = |base: &Pod| {
         let target = Target::Template(Box::new(base.clone()));
-        ring().seal(&Contents::new(&settings.pod, settings.timeouts, &who(), BTreeMap::new(), target), "a")
+        ring().seal(&Contents::new(&settings, settings.timeouts, &who(), BTreeMap::new(), target), "a")
     };
     let handle = sealed(&base).expect("sealed");
     assert!(handle.len() < 8 * 1024, "{} bytes", handle.len());

@@ -1,10 +1,11 @@
 //! Leases: made at an owner's first use, renewed through any replica, taken by a reaper, checked by session starts.
 
+use super::mark;
 use crate::{
     cluster::{Cluster, ClusterError},
     config::Ownership,
     failure,
-    identity::{CALLER, CONNECTION, MANAGED_BY, OWNER, PODBAY},
+    identity::{CALLER, MANAGED_BY, OWNER, PODBAY},
     lifecycle::Backoff,
 };
 use k8s_openapi::{
@@ -15,7 +16,7 @@ use podbay::{
     ConnectionId, OwnerId,
     v1::{Reason, Refusal},
 };
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::time::{Instant, sleep};
 
 /// `holderIdentity` of a lease that a reaper took.
@@ -26,16 +27,11 @@ pub fn lease_name(owner: OwnerId) -> String {
     format!("podbay-owner-{owner}")
 }
 
-/// Says that a connection was closed: its handle starts no more pods (mode `session`).
-fn closed_name(connection: ConnectionId) -> String {
-    format!("podbay-closed-{connection}")
-}
-
 /// The leases of one cluster. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Leases {
-    cluster: Arc<dyn Cluster>,
-    ownership: Ownership,
+    pub(super) cluster: Arc<dyn Cluster>,
+    pub(super) ownership: Ownership,
 }
 
 impl Leases {
@@ -113,36 +109,19 @@ impl Leases {
     /// # Errors
     /// `OWNER_EXPIRED`, `TERMINATED`, `CALLER_NOT_ALLOWED`, `KUBERNETES_UNAVAILABLE`.
     pub async fn admit(&self, owner: OwnerId, connection: ConnectionId, caller: &str) -> Result<(), Refusal> {
-        let (owners, closed) = (lease_name(owner), closed_name(connection));
+        let (owners, closed) = (lease_name(owner), mark::name(connection));
         let namespace = &self.ownership.namespace;
         let (lease, closed) =
             futures::join!(self.cluster.get_lease(namespace, &owners), self.cluster.get_lease(namespace, &closed));
         match closed {
             Err(ClusterError::NotFound { .. }) => {}
-            Ok(_) => return Err(Refusal::new(Reason::Terminated, "the connection was closed")),
+            Ok(mark) => return Err(mark::refusal(&mark)),
             Err(error) => return Err(unavailable("read", &error)),
         }
         match lease {
             Ok(lease) => check(&lease, owner, caller),
             Err(ClusterError::NotFound { .. }) => Err(expired()),
             Err(error) => Err(unavailable("read", &error)),
-        }
-    }
-
-    /// Marks a connection as closed, so that its handle starts no more pods (mode `session`). The reaper removes the mark
-    /// after a while.
-    pub async fn revoke(&self, connection: ConnectionId, deadline: Instant) -> Result<(), Refusal> {
-        let mut lease = self.bare(closed_name(connection), EXPIRED);
-        lease.metadata.labels.get_or_insert_default().insert(CONNECTION.into(), connection.to_string());
-        let mut backoff = Backoff::default();
-        loop {
-            match self.cluster.create_lease(&lease).await {
-                Ok(_) | Err(ClusterError::AlreadyExists) => return Ok(()),
-                Err(error) if Instant::now() + Duration::from_millis(100) >= deadline => {
-                    return Err(unavailable("made", &error));
-                }
-                Err(_) => sleep(backoff.next(None)).await,
-            }
         }
     }
 
@@ -165,7 +144,7 @@ impl Leases {
         lease
     }
 
-    fn bare(&self, name: String, holder: &str) -> Lease {
+    pub(super) fn bare(&self, name: String, holder: &str) -> Lease {
         Lease {
             metadata: ObjectMeta {
                 name: Some(name),
@@ -225,7 +204,7 @@ fn expired() -> Refusal {
     Refusal::new(Reason::OwnerExpired, text)
 }
 
-fn unavailable(what: &str, error: &ClusterError) -> Refusal {
+pub(super) fn unavailable(what: &str, error: &ClusterError) -> Refusal {
     let reason = match error {
         ClusterError::Forbidden { .. } | ClusterError::Unauthorized { .. } => Reason::BackendNotAllowed,
         ClusterError::NotFound { .. } => Reason::NamespaceMissing,

@@ -4,11 +4,13 @@
 //! of life, and time is what one reaper has itself watched.
 
 mod lease;
+mod mark;
 mod observe;
 mod reaper;
 mod sweep;
 
 pub use lease::{EXPIRED, Leases, lease_name};
+pub use mark::Closing;
 pub use observe::{Item, Observations};
 pub use reaper::Reaper;
 pub use sweep::Sweep;

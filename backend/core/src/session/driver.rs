@@ -4,8 +4,9 @@ use super::{
     Opening, Sessions,
     console::Signaller,
     durable::Client,
-    ending::{of_exec, of_gone, read_exit},
+    ending::{self, of_exec, of_gone, read_exit},
     machine::Machine,
+    places::Place,
     start::{Prepared, Running},
     violation,
 };
@@ -80,7 +81,7 @@ impl Sessions {
         caller: &str,
         opening: &Opening,
         prepared: Option<Prepared>,
-        deadline: Instant,
+        (deadline, place): (Instant, Place),
         client: Client<S>,
     ) -> Report
     where
@@ -106,14 +107,14 @@ impl Sessions {
         // Boxed: a start is large, and thousands of sessions live long after theirs.
         let start = async {
             match prepared {
-                Some(prepared) => self.start_in(contents, opening, prepared).await,
+                Some(prepared) => self.start_in(contents, opening, prepared, (deadline, &news)).await,
                 None => self.start(contents, caller, opening, deadline, &news).await,
             }
         };
         let started = driver.attend(timeout_at(deadline, Box::pin(start))).await;
         drop(news);
         let result = match started {
-            Ok(started) => self.run_with(contents, opening, started, &mut driver).await,
+            Ok(started) => self.run_with(contents, opening, (started, place), &mut driver).await,
             Err(stop) => Err(stop),
         };
         if let (Err(_), Some(signaller)) = (&result, driver.signaller.take()) {
@@ -142,7 +143,7 @@ impl Sessions {
         &self,
         contents: &Contents,
         opening: &Opening,
-        started: Result<Result<Running, Refusal>, Elapsed>,
+        (started, place): (Result<Result<Running, Refusal>, Elapsed>, Place),
         driver: &mut Driver<S>,
     ) -> Result<v1::Exit, Stop>
     where
@@ -152,7 +153,14 @@ impl Sessions {
             let text = "the program was not started in time (timeouts.commandStart)";
             Stop::Refused(Refusal::new(Reason::CommandStartTimeout, text))
         };
-        let running = started.map_err(late)??;
+        let running = match started.map_err(late)? {
+            Ok(running) => running,
+            Err(refusal) if ending::may_be_terminated(refusal.reason()) => {
+                let terminated = driver.attend(self.leases.terminated(contents.connection)).await?;
+                return Err(terminated.unwrap_or(refusal).into());
+            }
+            Err(refusal) => return Err(refusal.into()),
+        };
         let Running { mut streams, pod, own_pod, stdout, stderr, warning, wrapped, signaller, attached } = running;
         driver.machine.started(v1::Started {
             agent_level: if signaller.is_some() { AgentLevel::Containerssh } else { AgentLevel::None }.into(),
@@ -186,6 +194,14 @@ impl Sessions {
                 None => of_gone(&cluster.get_pod(&pod).await, &contents.console, &end),
             }
         };
+        let ending = async {
+            let exit = ending.await;
+            if !ending::may_be_the_pods(&exit) {
+                return exit;
+            }
+            let terminated = self.leases.terminated(contents.connection).await;
+            terminated.map_or(exit, |refusal| v1::Exit { end: Some(End::Lost(refusal)) })
+        };
         let mut exit = driver.attend(ending).await?;
         if let Some(End::Lost(refusal)) = &mut exit.end {
             refusal.connection_id = contents.connection.to_string();
@@ -195,8 +211,8 @@ impl Sessions {
             let result = driver.attend(timeout(LAST_ANSWER, delivery)).await?.unwrap_or_else(ended);
             driver.machine.signalled(id, result);
         }
-        // The pod is not needed any more; the client's last reads need not hold it.
-        drop(own_pod);
+        // Neither is needed any more; the client's last reads need not hold them, and who has read Exit may begin anew.
+        drop((own_pod, place));
         driver.machine.finish(exit.clone());
         driver.flush().await?;
         Ok(exit)

@@ -7,8 +7,9 @@
 use super::{
     Opening, Sessions,
     driver::{Report, ToClient},
-    ending::{lost, of_gone},
+    ending::{self, lost, of_gone},
     machine::size_of,
+    places::Place,
     start::OwnPod,
     violation,
 };
@@ -17,6 +18,7 @@ use crate::{
     failure::short,
     handle::Contents,
     link::{Commands, Found, LinkEnded, LinkProgram, News},
+    ownership::Leases,
 };
 use bytes::Bytes;
 use futures::{Stream as FrameStream, StreamExt as _};
@@ -69,6 +71,9 @@ pub(super) struct Durable {
     pod: PodRef,
     /// The program's own pod, in mode `session`.
     pub own_pod: Option<OwnPod>,
+    /// One of those that the connection may have; free for the next one once Exit is under way.
+    pub place: Option<Place>,
+    leases: Leases,
     link: LinkProgram,
     commands: Commands,
     tty: bool,
@@ -163,6 +168,8 @@ impl Sessions {
                 let mut durable = Durable {
                     pod,
                     own_pod: None,
+                    place: None,
+                    leases: self.leases.clone(),
                     commands: link.commands(),
                     link,
                     tty: terminal,
@@ -319,8 +326,11 @@ impl Durable {
                     None => client_open = false,
                 },
                 news = self.link.news.recv(), if self.exit.is_none() => match news {
+                    Some(News::Wire(Event::Exit { exit, .. })) => {
+                        self.finish(v1::Exit { end: Some(end(exit)) }, contents).await;
+                    }
                     Some(News::Wire(event)) => self.event(event)?,
-                    Some(News::Gone(pod)) => self.finish(gone(&pod, &contents.console), contents),
+                    Some(News::Gone(pod)) => self.finish(gone(&pod, &contents.console), contents).await,
                     Some(News::Other(..)) | None => return Err(LinkEnded.into()),
                 },
                 permit = client.to.reserve(), if writes => {
@@ -342,7 +352,13 @@ impl Durable {
         }
     }
 
-    fn finish(&mut self, mut exit: v1::Exit, contents: &Contents) {
+    async fn finish(&mut self, mut exit: v1::Exit, contents: &Contents) {
+        if ending::may_be_the_pods(&exit)
+            && let Some(refusal) = self.leases.terminated(contents.connection).await
+        {
+            exit = v1::Exit { end: Some(End::Lost(refusal)) };
+        }
+        self.place = None;
         if let Some(End::Lost(refusal)) = &mut exit.end {
             refusal.connection_id = contents.connection.to_string();
         }
@@ -480,15 +496,11 @@ impl Durable {
                 let refusal = result.err().map(|(reason, message)| not_done(reason, &message, resize.is_some()));
                 self.answer(id, refusal);
             }
-            Event::Exit { exit, .. } => {
-                let exit = v1::Exit { end: Some(end(exit)) };
-                self.data.push_back(Out::Exit(exit.clone()));
-                self.exit = Some(exit);
-            }
             Event::Closed { reason, message, .. } => return self.closed(reason, &message),
             // Nothing that its client sees, and what is told to others.
             Event::Relinked { .. }
             | Event::Started { .. }
+            | Event::Exit { .. }
             | Event::Linked { .. }
             | Event::Forgotten { .. }
             | Event::Listed { .. }

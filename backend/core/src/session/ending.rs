@@ -25,6 +25,22 @@ pub(crate) fn is_missing(message: &str) -> bool {
         .any(|words| message.to_lowercase().contains(words))
 }
 
+/// Whether a start that failed for this reason may have met the end of its pod by an operator.
+pub(super) fn may_be_terminated(reason: Reason) -> bool {
+    matches!(reason, Reason::PodGone | Reason::StreamLost)
+}
+
+/// Whether a program may have ended with its pod: its pod is gone, its stream broke, or it was told to end as kubelets end
+/// containers (by TERM, and then KILL). A program's own end of that kind costs one read more.
+pub(super) fn may_be_the_pods(exit: &Exit) -> bool {
+    match &exit.end {
+        Some(End::Code(status)) => matches!(status, 137 | 143),
+        Some(End::Signal(signal)) => matches!(signal.name.as_str(), "TERM" | "KILL" | "HUP"),
+        None => false,
+        Some(End::Lost(refusal)) => may_be_terminated(refusal.reason()),
+    }
+}
+
 /// The end of an exec, where the stream told one; `None` = ask the pod what happened ([`of_gone`]).
 pub(super) fn of_exec(end: &StreamEnd) -> Option<Exit> {
     match end {

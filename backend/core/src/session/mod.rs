@@ -9,6 +9,8 @@ mod durable;
 mod ending;
 mod machine;
 mod open;
+mod places;
+mod reach;
 mod run;
 mod shells;
 mod start;
@@ -20,6 +22,7 @@ pub use open::{Opening, first_frame};
 pub use run::Stopping;
 
 use crate::{lifecycle::Lifecycle, link::Links, ownership::Leases};
+use places::Places;
 use podbay::v1::{Reason, Refusal};
 use shells::Shells;
 
@@ -30,13 +33,14 @@ pub struct Sessions {
     leases: Leases,
     shells: Shells,
     links: Links,
+    places: Places,
 }
 
 impl Sessions {
     /// With pods by `lifecycle`; `leases` say whether a connection may still have new ones.
     pub fn new(lifecycle: Lifecycle, leases: Leases) -> Self {
         let links = Links::new(std::sync::Arc::clone(lifecycle.cluster()));
-        Self { lifecycle, leases, shells: Shells::default(), links }
+        Self { lifecycle, leases, shells: Shells::default(), links, places: Places::default() }
     }
 }
 
@@ -64,6 +68,7 @@ mod testing {
             subsystems: [("sftp".to_owned(), "/usr/lib/openssh/sftp-server".to_owned())].into(),
             environment: std::collections::BTreeMap::new(),
             agent: None,
+            max_sessions: None,
             target: Target::Pod {
                 namespace: "ns".into(),
                 name: "p".into(),

@@ -4,6 +4,8 @@ use super::{
     Opening, Sessions,
     driver::{Report, Stop, ToClient},
     durable::{Begun, Client, Durable},
+    ending::may_be_terminated,
+    reach::Api,
     start::{OwnPod, Prepared, image_of},
 };
 use crate::{
@@ -58,6 +60,10 @@ impl Sessions {
             Mode::Session => contents.timeouts.pod_start.saturating_add(contents.timeouts.command_start),
         };
         let deadline = Instant::now() + budget;
+        let place = match self.places.take(contents.connection, contents.max_sessions).await {
+            Ok(place) => place,
+            Err(refusal) => return refused(refusal.about(contents.connection), &client.to).await,
+        };
         let mut prepared = None;
         let image = image(contents);
         if let Some(agent) = contents.agent.as_deref().filter(|_| self.links.found(&image) != Some(Found::Containerssh))
@@ -65,11 +71,15 @@ impl Sessions {
             let (news, progress) = mpsc::channel(4);
             let begin = Box::pin(self.over_link(contents, caller, &opening, (agent, &image), (deadline, &news)));
             match client.attend(begin, progress).await {
-                Ok(Ok(Start::Running(durable))) => return Box::pin(durable.run(contents, &mut client)).await,
+                Ok(Ok(Start::Running(mut durable))) => {
+                    durable.place = Some(place);
+                    return Box::pin(durable.run(contents, &mut client)).await;
+                }
                 Ok(Ok(Start::Ended(exit))) => return ended(exit, &client.to).await,
                 Ok(Ok(Start::Without(found))) => prepared = found,
                 Err(Stop::Gone) => return Report { kind: "gone", refusal: None, bytes: [0; 3] },
                 Ok(Err(refusal)) | Err(Stop::Refused(refusal)) => {
+                    let refusal = self.or_terminated(refusal, contents).await;
                     return refused(refusal.about(contents.connection), &client.to).await;
                 }
             }
@@ -77,7 +87,14 @@ impl Sessions {
         if let Err(refusal) = opening.without_agent() {
             return refused(refusal.about(contents.connection), &client.to).await;
         }
-        Box::pin(self.by_stream(contents, caller, &opening, prepared, deadline, client)).await
+        Box::pin(self.by_stream(contents, caller, &opening, prepared, (deadline, place), client)).await
+    }
+
+    async fn or_terminated(&self, refusal: Refusal, contents: &Contents) -> Refusal {
+        if !may_be_terminated(refusal.reason()) {
+            return refusal;
+        }
+        self.leases.terminated(contents.connection).await.unwrap_or(refusal)
     }
 
     async fn over_link(
@@ -91,7 +108,11 @@ impl Sessions {
         let own_pod: Option<OwnPod> = match &contents.target {
             Target::Pod { .. } => None,
             Target::Template(base) => {
-                self.leases.admit(contents.owner, contents.connection, caller).await?;
+                let api = Api { sessions: self, deadline, progress };
+                api.admit(contents, caller).await?;
+                if let Some(most) = contents.max_sessions {
+                    self.room(contents, opening, base, most, deadline).await?;
+                }
                 Some(Box::pin(self.waiting_pod(contents, opening, base, agent, (deadline, progress))).await?)
             }
         };

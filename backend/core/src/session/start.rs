@@ -7,20 +7,29 @@ use super::{
     Opening, Sessions,
     console::{Console, PidReader, Signaller},
     ending::is_missing,
+    places,
+    reach::Api,
 };
 use crate::{
-    cluster::{ClusterError, Input, Output, PodRef, StreamEnd, StreamRequest, Streams},
+    cluster::{Input, Output, PodRef, StreamEnd, StreamRequest, Streams},
     failure::short,
     handle::{Contents, Target},
+    identity::{self, Marks},
     lifecycle::{Kind, Lifecycle, StartRequest},
     template::{SessionProgram, session_pod},
     wrapper::{self, Mark, Nonce, Program, WrapError, Wrapped},
 };
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Pod;
-use podbay::v1::{self, Reason, Refusal};
-use std::{collections::BTreeMap, sync::Arc};
-use tokio::{sync::mpsc, time::Instant};
+use podbay::{
+    SessionId,
+    v1::{self, Reason, Refusal},
+};
+use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 
 const NO_SHELL: &str = "this image has no /bin/sh: environment and terminal size are not set, and an upload may be cut";
 const NO_SHELL_BUT_AGENT: &str =
@@ -170,9 +179,16 @@ impl Sessions {
         progress: &mpsc::Sender<v1::Progress>,
     ) -> Result<Running, Refusal> {
         match (&contents.target, contents.pod()) {
-            (Target::Pod { image_id, .. }, Some(pod)) => self.exec(contents, opening, pod, image_id).await,
+            (Target::Pod { image_id, .. }, Some(pod)) => {
+                let api = Api { sessions: self, deadline, progress };
+                self.exec(contents, opening, pod, image_id, &api).await
+            }
             (Target::Template(base), _) => {
-                self.leases.admit(contents.owner, contents.connection, caller).await?;
+                let api = Api { sessions: self, deadline, progress };
+                api.admit(contents, caller).await?;
+                if let Some(most) = contents.max_sessions {
+                    self.room(contents, opening, base, most, deadline).await?;
+                }
                 Box::pin(self.own_pod(contents, opening, base, deadline, progress)).await
             }
             (Target::Pod { .. }, None) => Err(Refusal::new(Reason::Internal, "a connection without its pod")),
@@ -180,7 +196,14 @@ impl Sessions {
     }
 
     /// In the connection's pod.
-    async fn exec(&self, contents: &Contents, opening: &Opening, pod: PodRef, image: &str) -> Result<Running, Refusal> {
+    async fn exec(
+        &self,
+        contents: &Contents,
+        opening: &Opening,
+        pod: PodRef,
+        image: &str,
+        api: &Api<'_>,
+    ) -> Result<Running, Refusal> {
         let request = |command| StreamRequest {
             container: contents.console.clone(),
             command: Some(command),
@@ -191,7 +214,7 @@ impl Sessions {
             let nonce = Nonce::new(rand::random());
             let argv = under_agent(contents, opening, Start::Wrapped);
             let wrapped = wrapper::for_exec(program(opening, &argv), &nonce).map_err(|error| unfit(&error))?;
-            let streams = self.open_stream(&pod, &request(wrapped.command.clone())).await?;
+            let streams = api.open_stream(&pod, &request(wrapped.command.clone())).await?;
             match marked(streams, &wrapped, &nonce, false).await? {
                 Tried::Runs(marked) => {
                     return self.running(contents, opening, *marked, pod, None, Start::Wrapped).await;
@@ -203,7 +226,7 @@ impl Sessions {
             }
         }
         needs_no_shell(opening)?;
-        let streams = self.open_stream(&pod, &request(under_agent(contents, opening, Start::Bare))).await?;
+        let streams = api.open_stream(&pod, &request(under_agent(contents, opening, Start::Bare))).await?;
         self.running(contents, opening, Marked::unread(streams), pod, None, Start::Bare).await
     }
 
@@ -217,6 +240,7 @@ impl Sessions {
         progress: &mpsc::Sender<v1::Progress>,
     ) -> Result<Running, Refusal> {
         let image = image_of(base, &contents.console);
+        let api = Api { sessions: self, deadline, progress };
         let attach =
             StreamRequest { container: contents.console.clone(), command: None, tty: opening.tty, stdin: true };
         if !opening.argv.is_empty() && !self.shells.is_bare(&image) {
@@ -229,7 +253,7 @@ impl Sessions {
             match self.start_pod(contents, pod, deadline, progress).await {
                 Ok(own) => {
                     let pod = own.pod.clone();
-                    let streams = self.open_stream(&pod, &attach).await?;
+                    let streams = api.open_stream(&pod, &attach).await?;
                     match marked(streams, &wrapped, &nonce, true).await? {
                         Tried::Runs(marked) => {
                             return self.running(contents, opening, *marked, pod, Some(own), Start::Wrapped).await;
@@ -257,7 +281,7 @@ impl Sessions {
         let pod = pod_of(contents, opening, base, command, &environment);
         let own = self.start_pod(contents, pod, deadline, progress).await?;
         let pod = own.pod.clone();
-        let streams = self.open_stream(&pod, &attach).await?;
+        let streams = api.open_stream(&pod, &attach).await?;
         if contents.agent.is_some() {
             let byte = Bytes::from_static(Console::start_byte(opening.tty));
             // A stream that takes nothing tells why when it is read.
@@ -306,9 +330,11 @@ impl Sessions {
         contents: &Contents,
         opening: &Opening,
         prepared: Prepared,
+        (deadline, progress): (Instant, &mpsc::Sender<v1::Progress>),
     ) -> Result<Running, Refusal> {
         let Prepared { own_pod, image } = prepared;
-        let running = self.exec(contents, opening, own_pod.pod.clone(), &image).await?;
+        let api = Api { sessions: self, deadline, progress };
+        let running = self.exec(contents, opening, own_pod.pod.clone(), &image, &api).await?;
         Ok(Running { own_pod: Some(own_pod), ..running })
     }
 
@@ -326,6 +352,33 @@ impl Sessions {
         self.start_pod(contents, pod, deadline, progress).await
     }
 
+    /// Whether the connection has few enough pods for one more, whichever replica made them. (Two that look at the same
+    /// time may both find room.)
+    pub(super) async fn room(
+        &self,
+        contents: &Contents,
+        opening: &Opening,
+        base: &Pod,
+        most: NonZeroU32,
+        deadline: Instant,
+    ) -> Result<(), Refusal> {
+        let namespace = base.metadata.namespace.as_deref().unwrap_or_default();
+        let selector = identity::of_connection(contents.connection);
+        let until = Instant::now() + places::OVERLAP;
+        loop {
+            let pods = self.lifecycle.list(namespace, &selector, deadline).await?;
+            let others = pods.iter().filter(|pod| is_live(pod, opening.session)).count();
+            if others < usize::try_from(most.get()).unwrap_or(usize::MAX) {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(places::full(most));
+            }
+            // A session that is over, and whose pod's end is not asked for yet.
+            sleep(places::OVERLAP / 4).await;
+        }
+    }
+
     async fn start_pod(
         &self,
         contents: &Contents,
@@ -336,13 +389,6 @@ impl Sessions {
         let request = StartRequest { pod, console: contents.console.clone(), kind: Kind::Program, deadline };
         let started = self.lifecycle.start(request, progress).await?;
         Ok(OwnPod { lifecycle: self.lifecycle.clone(), pod: started.pod, kept: false })
-    }
-
-    async fn open_stream(&self, pod: &PodRef, request: &StreamRequest) -> Result<Streams, Refusal> {
-        self.lifecycle.cluster().stream(pod, request).await.map_err(|error| {
-            tracing::warn!(pod = pod.name, %error, "exec or attach refused");
-            refused(&error)
-        })
     }
 }
 
@@ -362,6 +408,17 @@ fn pod_of(
         environment,
     };
     session_pod(base, program)
+}
+
+/// Whether a pod stands for another session that runs.
+fn is_live(pod: &Pod, own: SessionId) -> bool {
+    let ended = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref())
+        .is_some_and(|phase| phase == "Succeeded" || phase == "Failed");
+    let other = Marks::read(&pod.metadata).is_some_and(|marks| marks.session.is_some_and(|session| session != own));
+    other && !ended && pod.metadata.deletion_timestamp.is_none()
 }
 
 fn named(contents: &Contents, opening: &Opening, base: &Pod) -> Option<PodRef> {
@@ -483,25 +540,6 @@ impl Reader {
                     return Err(Refusal::new(Reason::StreamLost, "the connection to the pod ended without a word"));
                 }
             }
-        }
-    }
-}
-
-/// Why no stream could be opened.
-fn refused(error: &ClusterError) -> Refusal {
-    let words = short(&error.to_string());
-    match error {
-        ClusterError::NotFound { .. } => {
-            Refusal::new(Reason::PodGone, "the pod of this connection is gone: log in again")
-        }
-        ClusterError::Invalid { .. } | ClusterError::Conflict { .. } | ClusterError::AlreadyExists => {
-            Refusal::new(Reason::ContainerFailed, format!("the container takes no program: {words}"))
-        }
-        ClusterError::Forbidden { .. } | ClusterError::Unauthorized { .. } => {
-            Refusal::new(Reason::BackendNotAllowed, format!("the backend may not start programs in the pod: {words}"))
-        }
-        ClusterError::Unavailable { .. } | ClusterError::Timeout(_) => {
-            Refusal::new(Reason::KubernetesUnavailable, format!("the program can't be started: {words}"))
         }
     }
 }

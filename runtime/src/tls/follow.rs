@@ -1,0 +1,129 @@
+//! Certificates that change on disk: read again without a restart.
+//!
+//! Files are read now and then and compared, rather than watched: a Kubernetes volume changes by a symbolic link two
+//! directories away, other tools write in place, and both come through like this. A cert and its key don't change at the same
+//! instant; what does not fit together (yet) leaves the last good configuration in use.
+
+use super::{TlsError, client, server};
+use arc_swap::ArcSwap;
+use rustls::{ClientConfig, ServerConfig};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+/// The files' contents; `None` where one can't be read.
+type Contents = Vec<Option<Zeroizing<Vec<u8>>>>;
+
+/// A TLS configuration that follows its files. Connections that are there keep what they were made with.
+pub struct Followed<C> {
+    current: ArcSwap<C>,
+    make: Box<dyn Fn() -> Result<Arc<C>, TlsError> + Send + Sync>,
+    files: Vec<PathBuf>,
+    seen: Mutex<Contents>,
+}
+
+/// What a look at the files found.
+#[derive(Debug)]
+pub enum Checked {
+    /// Nothing new.
+    Same,
+    /// New files, in use from now on.
+    New,
+    /// New files that can't be used; what was in use still is. Told once, until they change again.
+    Bad(TlsError),
+}
+
+impl<C> fmt::Debug for Followed<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Followed").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl Followed<ServerConfig> {
+    /// As [`server`].
+    ///
+    /// # Errors
+    /// Where the files can't be used now.
+    pub fn server(cert: PathBuf, key: PathBuf, client_ca: Option<PathBuf>) -> Result<Arc<Self>, TlsError> {
+        let files = [&cert, &key].into_iter().chain(&client_ca).cloned().collect();
+        Self::new(files, move || server(&cert, &key, client_ca.as_deref()))
+    }
+}
+
+impl Followed<ClientConfig> {
+    /// As [`client`].
+    ///
+    /// # Errors
+    /// Where the files can't be used now.
+    pub fn client(ca: PathBuf, identity: Option<(PathBuf, PathBuf)>) -> Result<Arc<Self>, TlsError> {
+        let files = std::iter::once(&ca).chain(identity.iter().flat_map(|(cert, key)| [cert, key])).cloned().collect();
+        Self::new(files, move || client(&ca, identity.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()))))
+    }
+}
+
+impl<C: Send + Sync + 'static> Followed<C> {
+    fn new(
+        files: Vec<PathBuf>,
+        make: impl Fn() -> Result<Arc<C>, TlsError> + Send + Sync + 'static,
+    ) -> Result<Arc<Self>, TlsError> {
+        // Before: a change in between is then found at the next look.
+        let seen = Mutex::new(read(&files));
+        Ok(Arc::new(Self { current: ArcSwap::new(make()?), make: Box::new(make), files, seen }))
+    }
+
+    /// For the next handshake.
+    pub fn load(&self) -> Arc<C> {
+        self.current.load_full()
+    }
+
+    /// Looks at the files. Blocks as reading files does.
+    pub fn check(&self) -> Checked {
+        let found = read(&self.files);
+        {
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            if *seen == found {
+                return Checked::Same;
+            }
+            *seen = found;
+        }
+        match (self.make)() {
+            Ok(made) => {
+                self.current.store(made);
+                Checked::New
+            }
+            Err(error) => Checked::Bad(error),
+        }
+    }
+
+    /// Looks again and again until `stop`, and logs what it finds; `told` is for counting: whether new files are good.
+    pub async fn follow(self: Arc<Self>, every: Duration, stop: CancellationToken, told: impl Fn(bool) + Send) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(every) => {}
+            }
+            let this = Arc::clone(&self);
+            match tokio::task::spawn_blocking(move || this.check()).await {
+                Ok(Checked::Same) => {}
+                Ok(Checked::New) => {
+                    tracing::info!(files = ?self.files, "new certificate files are in use");
+                    told(true);
+                }
+                Ok(Checked::Bad(error)) => {
+                    tracing::error!(%error, "new certificate files can't be used; going on with the old ones");
+                    told(false);
+                }
+                Err(error) => tracing::error!(%error, "looking at certificate files failed"),
+            }
+        }
+    }
+}
+
+fn read(files: &[PathBuf]) -> Contents {
+    files.iter().map(|file| std::fs::read(file).ok().map(Zeroizing::new)).collect()
+}

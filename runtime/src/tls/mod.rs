@@ -1,0 +1,130 @@
+//! TLS as gRPC needs it: configurations from PEM files that are followed as they change, a bounded stream of accepted
+//! connections, and the names in a peer's certificate. One stack: rustls with ring.
+
+mod accept;
+mod follow;
+
+pub use accept::{Accepted, Limits, Refused, incoming};
+pub use follow::{Checked, Followed};
+
+use crate::config::Section;
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::WebPkiClientVerifier,
+};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
+
+/// `reloadInterval` of a `tls` section: how often certificate files are looked at for changes; 30 s unless given.
+pub fn reload_interval(section: &mut Section) -> Duration {
+    let every = section.get("reloadInterval").unwrap_or(Duration::from_secs(30));
+    if every < Duration::from_millis(100) {
+        section.mistake("reloadInterval", "must be at least 100ms");
+    }
+    every
+}
+
+/// A certificate, key or CA file that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The file can't be read or holds no PEM of the wanted kind.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        error: String,
+    },
+    /// The parts do not fit together.
+    #[error("TLS: {0}")]
+    Config(String),
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let file = |error: String| TlsError::File { path: path.to_owned(), error };
+    let found: Vec<_> =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|error| file(error.to_string()))?;
+    if found.is_empty() { Err(file("holds no PEM certificate".to_owned())) } else { Ok(found) }
+}
+
+fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path)
+        .map_err(|error| TlsError::File { path: path.to_owned(), error: error.to_string() })
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|error| TlsError::File { path: path.to_owned(), error: error.to_string() })?;
+    }
+    Ok(roots)
+}
+
+fn config<E: std::fmt::Display>(error: E) -> TlsError {
+    TlsError::Config(error.to_string())
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// A server's side, ALPN `h2`. With `client_ca`, clients must show a certificate that it signed.
+pub fn server(cert: &Path, key_file: &Path, client_ca: Option<&Path>) -> Result<Arc<ServerConfig>, TlsError> {
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().map_err(config)?;
+    let builder = match client_ca {
+        Some(ca) => {
+            let roots = Arc::new(roots(ca)?);
+            builder.with_client_cert_verifier(
+                WebPkiClientVerifier::builder_with_provider(roots, provider()).build().map_err(config)?,
+            )
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let mut server = builder.with_single_cert(certificates(cert)?, key(key_file)?).map_err(config)?;
+    server.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(server))
+}
+
+/// A client's side, ALPN `h2`: servers must show a certificate that `ca` signed; `identity` is our own certificate and key.
+pub fn client(ca: &Path, identity: Option<(&Path, &Path)>) -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(config)?
+        .with_root_certificates(roots(ca)?);
+    let mut client = match identity {
+        Some((cert, key_file)) => builder.with_client_auth_cert(certificates(cert)?, key(key_file)?).map_err(config)?,
+        None => builder.with_no_client_auth(),
+    };
+    client.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(client))
+}
+
+/// The names a peer's (verified) certificate gives it: `dns:…` and `uri:…` of the subject alternative names, `cn:…` of the subject.
+/// No certificate or one that can't be read: no names, which is never "trusted".
+pub fn peer_names(certificates: &[CertificateDer<'_>]) -> Vec<String> {
+    let Some(leaf) = certificates.first() else { return Vec::new() };
+    let Ok((_, leaf)) = x509_parser::certificate::X509Certificate::from_der(leaf) else { return Vec::new() };
+    let mut names = Vec::new();
+    if let Ok(Some(alternative)) = leaf.subject_alternative_name() {
+        for name in &alternative.value.general_names {
+            match name {
+                GeneralName::DNSName(name) => names.push(format!("dns:{name}")),
+                GeneralName::URI(name) => names.push(format!("uri:{name}")),
+                _ => {}
+            }
+        }
+    }
+    names.extend(
+        leaf.subject().iter_common_name().filter_map(|name| name.as_str().ok()).map(|name| format!("cn:{name}")),
+    );
+    names
+}
+
+#[cfg(test)]
+mod tests;
