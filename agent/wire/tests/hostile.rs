@@ -152,7 +152,7 @@ fn hello(out: &mut BytesMut) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_host_survives_its_peers(frames in prop::collection::vec((agent_frame(), 0u8..8), 1..80)) {
