@@ -80,8 +80,17 @@ impl Host {
     }
 
     /// Ends all programs and takes no more: the container is being stopped. Their exits can still be told.
-    pub fn stop(&mut self, now: Instant) {
+    ///
+    /// `by_term`: they get TERM alone and as long as the container has, as if each were the container's own program.
+    pub fn stop(&mut self, by_term: bool, now: Instant) {
         self.stopping = true;
+        if by_term {
+            for (&key, program) in self.programs.iter_mut().filter(|(_, program)| program.exit().is_none()) {
+                program.ending = Ending::Killed;
+                self.actions.push_back(Action::Signal { program: key, name: "TERM".into(), request: None });
+            }
+            return;
+        }
         for key in self.programs.keys().copied().collect::<Vec<_>>() {
             self.begin_ending(key, now);
         }

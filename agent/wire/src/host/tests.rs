@@ -274,8 +274,8 @@ fn limits_and_false_offsets_are_refused_by_name() {
         config.max_programs = 1;
         config.max_links = 1;
     });
-    assert_eq!(pair.host.link_opened(pair.now), None);
     pair.start();
+    assert_eq!(pair.host.link_opened(pair.now), None, "the one that there is has a program");
     let start = Start::new(["x"]);
     let two = SessionId([2; 16]);
     let ahead = ResumeFrom { stdout: 1, ..ResumeFrom::default() };
@@ -291,11 +291,25 @@ fn limits_and_false_offsets_are_refused_by_name() {
     for (key, reason) in cases {
         assert_eq!(pair.closed(key), Some(reason));
     }
-    pair.host.stop(pair.now);
+    pair.host.stop(false, pair.now);
     let late = pair.client.start(two, Attempt::new(1), &start, ResumeFrom::default());
     pair.settle().expect("a sound host");
     assert_eq!(pair.closed(late), Some(Reason::Shutdown));
     assert_eq!(pair.signals, ["HUP"]);
+}
+
+#[test]
+fn a_link_without_programs_goes_when_there_are_too_many() {
+    let mut pair = Pair::with(|config| config.max_links = 2);
+    pair.start();
+    pair.now += SECOND;
+    let idle = pair.host.link_opened(pair.now).expect("room");
+    pair.now += SECOND;
+    let new = pair.host.link_opened(pair.now).expect("room is made");
+    assert!(pair.host.is_closing(idle) && !pair.host.is_closing(new));
+    assert!(!pair.host.is_closing(pair.link.expect("a link")), "it has a program");
+    assert!(pair.host.link_opened(pair.now).is_some());
+    assert_eq!(pair.host.link_opened(pair.now), None, "four are there, two of them on their way out");
 }
 
 #[test]
