@@ -3,18 +3,21 @@
 //! A path socket that only its user may use, in a folder that is that user's or the pod's. Never an abstract one: those belong to the
 //! network namespace, which a pod with `hostNetwork` shares with the node. The lock beside it says who is the supervisor.
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{
     fs::{FlockOperation, Mode, flock},
     io::Errno,
-    net::sockopt::socket_peercred,
     process::{geteuid, umask},
 };
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io,
-    os::unix::{
-        fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
-        net::{UnixListener, UnixStream},
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
 };
@@ -24,10 +27,19 @@ const NAME: &str = "agent.sock";
 /// The agent's own volume.
 const VOLUME: &str = "/run/podbay-agent";
 
+/// Names the one folder where supervisor and `attach` meet, where the container's environment says so: for pods that share
+/// their files with others.
+pub const DIR: &str = "PODBAY_AGENT_DIR";
+
 /// Where a supervisor of this user may be, best first.
-pub fn places() -> [PathBuf; 2] {
-    let shared_memory = format!("/dev/shm/podbay-agent-{}", geteuid().as_raw());
-    [Path::new(VOLUME).join(NAME), Path::new(&shared_memory).join(NAME)]
+pub fn places() -> Vec<PathBuf> {
+    if let Some(folder) = std::env::var_os(DIR).filter(|folder| !folder.is_empty()) {
+        return vec![Path::new(&folder).join(NAME)];
+    }
+    // Kubernetes shares /dev/shm among the containers of a pod; each has a mount namespace of its own.
+    let container = fs::metadata("/proc/self/ns/mnt").map_or(0, |namespace| namespace.ino());
+    let shared_memory = format!("/dev/shm/podbay-agent-{}-{container}", geteuid().as_raw());
+    vec![Path::new(VOLUME).join(NAME), Path::new(&shared_memory).join(NAME)]
 }
 
 /// The one supervisor at its socket.
@@ -56,11 +68,14 @@ impl Place {
         if let Some(path) = path {
             return Self::at(path);
         }
-        let [best, other] = places();
-        match Self::at(&best) {
-            Err(PlaceError::Io(..)) => Self::at(&other),
-            done => done,
+        let mut last = None;
+        for place in places() {
+            match Self::at(&place) {
+                Err(error @ PlaceError::Io(..)) => last = Some(error),
+                done => return done,
+            }
         }
+        Err(last.unwrap_or_else(|| PlaceError::Io(PathBuf::new(), io::ErrorKind::NotFound.into())))
     }
 
     fn at(path: &Path) -> Result<Self, PlaceError> {
@@ -86,7 +101,7 @@ impl Place {
             Ok(()) | Err(_) => {}
         }
         let before = umask(Mode::from_raw_mode(0o177));
-        let listener = UnixListener::bind(path);
+        let listener = short(path).and_then(|(short, _folder)| UnixListener::bind(short));
         umask(before);
         let listener = listener.map_err(error)?;
         listener.set_nonblocking(true).map_err(error)?;
@@ -120,29 +135,33 @@ fn sound_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Connects to a supervisor at `path`, or at one of [`places`].
+/// The path by way of its open folder: a socket's address has 107 bytes, a folder's path may have more.
+fn short(path: &Path) -> io::Result<(PathBuf, File)> {
+    let (folder, name) = path.parent().zip(path.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
+    let folder = File::open(folder)?;
+    Ok((Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name), folder))
+}
+
+/// Connects to this user's supervisor at `path`, or at one of [`places`].
 pub fn connect(path: Option<&Path>) -> io::Result<UnixStream> {
-    if let Some(path) = path {
-        return UnixStream::connect(path);
+    let places = path.map_or_else(places, |path| vec![path.to_owned()]);
+    let mut last = io::ErrorKind::NotFound.into();
+    for place in places {
+        let stream = short(&place).and_then(|(short, _folder)| UnixStream::connect(short));
+        match stream.and_then(|stream| if is_ours(&stream) { Ok(stream) } else { Err(not_ours()) }) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
     }
-    let [best, other] = places();
-    UnixStream::connect(best).or_else(|error| {
-        sound_folder_to_read(&other)?;
-        // The first place is the one to tell about, if both fail.
-        UnixStream::connect(other).map_err(|_| error)
-    })
+    Err(last)
 }
 
-/// Nobody else may pose as the supervisor.
-fn sound_folder_to_read(path: &Path) -> io::Result<()> {
-    let meta = fs::symlink_metadata(path.parent().unwrap_or(path))?;
-    if meta.is_dir() && meta.uid() == geteuid().as_raw() && meta.mode() & 0o022 == 0 {
-        return Ok(());
-    }
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, "the folder is another user's"))
+/// The agent's volume is for all users of the pod, and so is the kernel's shared memory: who listens there need not be us.
+fn not_ours() -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, "the supervisor there is another user's")
 }
 
-/// Whether the other end is the same user's.
+/// Whether the other end is the same user's, in this container: the kernel tells process 0 for one that we can't see.
 pub fn is_ours(stream: &UnixStream) -> bool {
-    socket_peercred(stream).is_ok_and(|peer| peer.uid == geteuid())
+    getsockopt(stream, PeerCredentials).is_ok_and(|peer| peer.uid() == geteuid().as_raw() && peer.pid() != 0)
 }
