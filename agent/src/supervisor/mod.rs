@@ -50,6 +50,8 @@ pub const READY: &str = "ready\n";
 const IDLE_EXIT: Duration = Duration::from_mins(5);
 /// After all programs ended: so long their ends can be fetched before the container ends.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// After a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 const BUFFER: usize = 64 * 1024;
 /// Handed on to the idle command.
 const FORWARDED: [(NixSignal, Signal); 6] = [
@@ -150,6 +152,8 @@ struct Supervisor {
     /// How the session's program ended.
     session_exit: Option<Exit>,
     busy_at: Instant,
+    /// Not before: there were no descriptors left.
+    accept_at: Instant,
     oom_kills: u64,
     buffer: Vec<u8>,
 }
@@ -177,7 +181,10 @@ impl Supervisor {
         config.max_programs = options.max_programs;
         config.orphan_timeout = options.orphan_timeout;
         config.exit_retention = options.exit_retention;
-        let spills = options.spill_dir.clone().unwrap_or_else(|| place.folder().to_owned());
+        let spills = match &options.spill_dir {
+            Some(folder) => vec![folder.clone()],
+            None => spill::SpillFolder::places(place.folder()),
+        };
         let starter = Starter::this_program();
         let idle = if options.idle.is_empty() {
             None
@@ -205,6 +212,7 @@ impl Supervisor {
             code: 0,
             session_exit: None,
             busy_at: Instant::now(),
+            accept_at: Instant::now(),
             oom_kills: system::oom_kills(),
             buffer: vec![0; BUFFER],
         })
@@ -213,7 +221,9 @@ impl Supervisor {
     fn run(&mut self) -> io::Result<u8> {
         loop {
             let now = Instant::now();
-            self.host.tick(now);
+            if self.host.next_deadline(now).is_some_and(|at| at <= now) {
+                self.host.tick(now);
+            }
             self.drain(now);
             self.act(now);
             self.write_to_peers(now);
@@ -325,7 +335,16 @@ impl Supervisor {
     }
 
     fn accept(&mut self, now: Instant) {
-        while let Ok((stream, _)) = self.place.listener.accept() {
+        loop {
+            let stream = match self.place.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    // It would be ready again at once.
+                    self.accept_at = now + ACCEPT_PAUSE;
+                    return;
+                }
+            };
             if !socket::is_ours(&stream) {
                 continue;
             }

@@ -185,6 +185,8 @@ pub struct Host {
     actions: VecDeque<Action>,
     next_key: u64,
     stopping: bool,
+    /// The last [`tick`](Self::tick).
+    ticked: Option<Instant>,
 }
 
 impl Host {
@@ -206,6 +208,7 @@ impl Host {
             actions: VecDeque::new(),
             next_key: 1,
             stopping: false,
+            ticked: None,
         }
     }
 

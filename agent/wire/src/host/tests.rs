@@ -312,6 +312,54 @@ fn a_link_without_programs_goes_when_there_are_too_many() {
     assert_eq!(pair.host.link_opened(pair.now), None, "four are there, two of them on their way out");
 }
 
+/// A disk that is full until it is not.
+#[derive(Debug, Clone, Default)]
+struct Disk(std::rc::Rc<std::cell::Cell<bool>>);
+
+impl Spills for Disk {
+    fn open(&mut self) -> std::io::Result<Box<dyn crate::output::Spill>> {
+        if self.0.get() { Ok(Box::new(self.clone())) } else { Err(std::io::ErrorKind::StorageFull.into()) }
+    }
+}
+
+impl crate::output::Spill for Disk {
+    fn write_at(&mut self, _: &[u8], _: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn read_at(&mut self, _: &mut [u8], _: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_full_disk_is_tried_again_every_second() {
+    let disk = Disk::default();
+    let mut pair = Pair::new();
+    pair.host = Host::with_spills(Config::new(Instance([7; 16])), Box::new(disk.clone()));
+    pair.connect();
+    let mut start = Start::new(["x"]);
+    start.output = crate::output::Policy::Spill { max: 1 << 20, keep_last: false };
+    pair.client.start(SESSION, Attempt::new(1), &start, ResumeFrom::default());
+    pair.settle().expect("a sound host");
+    pair.lose();
+    let program = pair.spawned[0];
+    for _ in 0..100 {
+        let room = pair.host.output_room(program, Out::Stdout);
+        if room > 0 {
+            pair.host.output(program, Out::Stdout, &vec![1; room]);
+        }
+    }
+    assert_eq!(pair.host.output_room(program, Out::Stdout), 0, "it waits");
+    assert_eq!(pair.host.next_deadline(pair.now), Some(pair.now), "at once");
+    pair.pass(Duration::ZERO);
+    assert_eq!(pair.host.next_deadline(pair.now), Some(pair.now + SECOND));
+    assert_eq!(pair.host.next_deadline(pair.now + SECOND * 2), Some(pair.now + SECOND), "it is not put off");
+    disk.0.set(true);
+    pair.pass(SECOND);
+    assert!(pair.host.output_room(program, Out::Stdout) > 0);
+}
+
 #[test]
 fn versions_that_do_not_meet_are_told() {
     let mut pair = Pair::new();
