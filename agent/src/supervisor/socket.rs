@@ -158,7 +158,7 @@ pub fn connect(path: Option<&Path>) -> io::Result<UnixStream> {
 
 /// The agent's volume is for all users of the pod, and so is the kernel's shared memory: who listens there need not be us.
 fn not_ours() -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, "the supervisor there is another user's")
+    io::Error::new(io::ErrorKind::PermissionDenied, "the supervisor there is another user's, or another container's")
 }
 
 /// Whether the other end is the same user's, in this container: the kernel tells process 0 for one that we can't see.
