@@ -16,7 +16,7 @@ use std::{
     thread,
 };
 
-/// Exit code: the supervisor closed the connection before it said anything: it is another user's, or has too many links.
+/// Exit code: the supervisor closed the connection before it said anything (too many links).
 pub const EXIT_REFUSED: u8 = 77;
 
 const BUFFER: usize = 64 * 1024;
@@ -66,7 +66,7 @@ fn spawn_supervisor(path: Option<&Path>) -> Result<UnixStream, String> {
         command.arg("--socket").arg(path);
     }
     // None of our stdio: the exec would not end while somebody has it open.
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().map_err(|error| format!("a supervisor can't be started: {error}"))?;
     let mut said = String::new();
     if let Some(out) = child.stdout.take() {
@@ -116,9 +116,7 @@ fn bridge(stream: &UnixStream) -> u8 {
 
 fn end(result: &Result<u64, Errno>) -> u8 {
     match result {
-        Ok(0) => {
-            fail(EXIT_REFUSED, "the supervisor closed the connection: it is another user's, or has too many links")
-        }
+        Ok(0) => fail(EXIT_REFUSED, "the supervisor closed the connection: it has too many"),
         // A broken pipe: whoever ran us is gone.
         Ok(_) | Err(_) => 0,
     }

@@ -288,14 +288,23 @@ impl Child {
         }
     }
 
-    /// Sends a signal by name: to the foreground, or (`whole`) to the program's process group.
+    /// Sends a signal by name: to the foreground, and (`whole`: the program is being ended) to the program's own process group.
     pub fn signal(&self, name: &str, whole: bool) -> Result<(), Refusal> {
         let refuse = |reason, message: String| Err(Refusal { reason, message });
         let Ok(signal) = name.parse::<signal::Signal>() else {
             return refuse(Reason::UnknownSignal, signal::UnknownSignal.to_string());
         };
         let Some(program) = self.program() else { return refuse(Reason::Ended, "the program does not run".into()) };
-        let sent = if whole { program.signal_group(signal) } else { program.signal(signal) };
+        let foreground = self.master().and_then(|master| master.foreground().ok().flatten());
+        let sent = if whole {
+            // The shell and what it has in the foreground, each once.
+            if foreground.is_some_and(|group| group != program.pid()) {
+                let _ = program.signal(signal);
+            }
+            program.signal_group(signal)
+        } else {
+            program.signal(signal)
+        };
         sent.or_else(|error| match error {
             crate::process::SignalError::Ended => refuse(Reason::Ended, error.to_string()),
             crate::process::SignalError::Refused(_) => refuse(Reason::NotPermitted, error.to_string()),

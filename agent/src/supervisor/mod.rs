@@ -4,6 +4,7 @@
 //! a container (or a subreaper) and reaps what is orphaned.
 
 mod child;
+mod ending;
 mod files;
 mod options;
 mod peer;
@@ -26,10 +27,6 @@ use nix::sys::{
 };
 use peer::{Peer, Presence};
 use podbay_agent_wire::host::{Action, Config, FEATURE_FILES, FEATURE_SPILL, Host, LinkKey, ProgramKey, Stdin};
-use rustix::{
-    io::Errno,
-    process::{WaitOptions, wait},
-};
 use socket::{Place, PlaceError};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -53,6 +50,8 @@ pub const READY: &str = "ready\n";
 const IDLE_EXIT: Duration = Duration::from_mins(5);
 /// After all programs ended: so long their ends can be fetched before the container ends.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// After a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 const BUFFER: usize = 64 * 1024;
 /// Handed on to the idle command.
 const FORWARDED: [(NixSignal, Signal); 6] = [
@@ -83,7 +82,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> u8 {
         }
         code
     };
-    match Supervisor::new(options) {
+    let ends_on = vec![NixSignal::SIGTERM, NixSignal::SIGINT];
+    match Supervisor::new(options, ends_on, &FORWARDED.map(|(signal, _)| signal)) {
         Ok(mut supervisor) => match supervisor.run() {
             Ok(code) => code,
             Err(error) => failed(EXIT_UNAVAILABLE, &error),
@@ -92,6 +92,16 @@ pub fn run(args: impl Iterator<Item = OsString>) -> u8 {
         Err(StartError::Idle(error)) => failed(error.exit_code(), &format!("the idle command: {error}")),
         Err(error) => failed(EXIT_UNAVAILABLE, &error),
     }
+}
+
+/// Supervises until one of the signals comes: for an idle command that is the agent's own (`wait-signal`). Other signals keep
+/// their default actions.
+///
+/// # Errors
+/// There is no place for a socket, or a supervisor runs already: wait without.
+pub fn until_signal(signals: Vec<NixSignal>) -> Result<(), impl std::fmt::Display> {
+    let supervisor = Supervisor::new(Options::default(), signals, &[]);
+    supervisor.and_then(|mut supervisor| supervisor.run().map_err(StartError::from)).map(|_| ())
 }
 
 /// For the container's log.
@@ -135,17 +145,22 @@ struct Supervisor {
     files: Files,
     idle: Option<Program>,
     phase: Phase,
+    /// Any of these begins the end.
+    ends_on: Vec<NixSignal>,
     /// What we end with.
     code: u8,
     /// How the session's program ended.
     session_exit: Option<Exit>,
     busy_at: Instant,
+    /// Not before: there were no descriptors left.
+    accept_at: Instant,
     oom_kills: u64,
     buffer: Vec<u8>,
 }
 
 impl Supervisor {
-    fn new(options: Options) -> Result<Self, StartError> {
+    /// Ends on any of `ends_on`; `signals` are those that we take from their default actions besides.
+    fn new(options: Options, ends_on: Vec<NixSignal>, signals: &[NixSignal]) -> Result<Self, StartError> {
         if options.detached {
             // Fails where we lead a group already: then nobody's terminal is ours anyway.
             let _ = rustix::process::setsid();
@@ -153,7 +168,7 @@ impl Supervisor {
         if rustix::process::getpid() != rustix::process::Pid::INIT {
             rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(io::Error::from)?;
         }
-        let mut set: SigSet = FORWARDED.iter().map(|(signal, _)| *signal).collect();
+        let mut set: SigSet = ends_on.iter().chain(signals).copied().collect();
         set.add(NixSignal::SIGCHLD);
         set.thread_block().map_err(io::Error::from)?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
@@ -166,7 +181,10 @@ impl Supervisor {
         config.max_programs = options.max_programs;
         config.orphan_timeout = options.orphan_timeout;
         config.exit_retention = options.exit_retention;
-        let spills = options.spill_dir.clone().unwrap_or_else(|| place.folder().to_owned());
+        let spills = match &options.spill_dir {
+            Some(folder) => vec![folder.clone()],
+            None => spill::SpillFolder::places(place.folder()),
+        };
         let starter = Starter::this_program();
         let idle = if options.idle.is_empty() {
             None
@@ -190,9 +208,11 @@ impl Supervisor {
             files: Files::default(),
             idle,
             phase: Phase::Serving,
+            ends_on,
             code: 0,
             session_exit: None,
             busy_at: Instant::now(),
+            accept_at: Instant::now(),
             oom_kills: system::oom_kills(),
             buffer: vec![0; BUFFER],
         })
@@ -201,7 +221,9 @@ impl Supervisor {
     fn run(&mut self) -> io::Result<u8> {
         loop {
             let now = Instant::now();
-            self.host.tick(now);
+            if self.host.next_deadline(now).is_some_and(|at| at <= now) {
+                self.host.tick(now);
+            }
             self.drain(now);
             self.act(now);
             self.write_to_peers(now);
@@ -291,43 +313,6 @@ impl Supervisor {
         }
     }
 
-    /// Reaps everything that has ended, ours or orphaned.
-    fn reap(&mut self, now: Instant) {
-        loop {
-            let (pid, status) = match wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) => (pid, status),
-                Err(Errno::INTR) => continue,
-                Ok(None) | Err(_) => return,
-            };
-            let Some(exit) = Exit::from_wait_status(status.as_raw()) else { continue };
-            if let Some(idle) = &mut self.idle
-                && idle.pid() == pid
-            {
-                idle.reaped(exit);
-                self.end(exit.shell_code(), now);
-            } else if let Some(key) = self.by_pid.remove(&pid.as_raw_nonzero().get()) {
-                self.program_exited(key, exit, now);
-            }
-        }
-    }
-
-    fn program_exited(&mut self, key: ProgramKey, exit: Exit, now: Instant) {
-        let Some(child) = self.children.get_mut(&key) else { return };
-        child.exited(exit, now);
-        if matches!(child.stage, Stage::Launching { .. }) {
-            // It is told once the stub's last word is read.
-            return;
-        }
-        let oom_kills = system::oom_kills();
-        let killed = matches!(exit, Exit::Signal { number: 9, .. });
-        let out_of_memory = killed && oom_kills > std::mem::replace(&mut self.oom_kills, oom_kills);
-        if self.options.session {
-            self.session_exit = Some(exit);
-            system::write_termination_message(&self.options.termination_log, exit);
-        }
-        self.host.exited(key, child::exit(exit, out_of_memory), now);
-    }
-
     /// Outputs that are held open by nobody of interest.
     fn drain(&mut self, now: Instant) {
         for (&key, child) in &mut self.children {
@@ -335,61 +320,6 @@ impl Supervisor {
                 child.drain(key, &mut self.host, now);
             }
         }
-    }
-
-    /// Signals that came.
-    fn signalled(&mut self, now: Instant) -> io::Result<()> {
-        while let Some(info) = self.signals.read_signal().map_err(io::Error::from)? {
-            let number = i32::try_from(info.ssi_signo).unwrap_or(0);
-            let Some((signal, forwarded)) = FORWARDED.iter().find(|(signal, _)| *signal as i32 == number) else {
-                continue;
-            };
-            match &self.idle {
-                Some(idle) => drop(idle.signal_group(*forwarded)),
-                None if matches!(signal, NixSignal::SIGTERM | NixSignal::SIGINT) => self.code = 0,
-                None => {}
-            }
-            if matches!(signal, NixSignal::SIGTERM | NixSignal::SIGINT) {
-                let code = self.code;
-                self.end(code, now);
-            }
-        }
-        // Whatever woke us: a signal stands for many children.
-        self.reap(now);
-        Ok(())
-    }
-
-    /// The end begins: programs are ended, and ends can still be fetched.
-    fn end(&mut self, code: u8, now: Instant) {
-        self.code = code;
-        if self.phase == Phase::Serving {
-            self.phase = Phase::Ending;
-            self.host.stop(now);
-        }
-    }
-
-    fn is_over(&mut self, now: Instant) -> bool {
-        if self.host.programs() > 0 || !self.peers.is_empty() {
-            self.busy_at = now;
-        }
-        match self.phase {
-            Phase::Serving => return self.options.detached && now >= self.busy_at + IDLE_EXIT,
-            Phase::Ending => {
-                let idles = self.idle.as_ref().is_some_and(|idle| idle.exit().is_none());
-                if !idles && self.host.running() == 0 {
-                    self.phase = Phase::LastWords(now + LAST_WORDS);
-                }
-            }
-            Phase::LastWords(_) | Phase::Leaving(_) => {}
-        }
-        if let Phase::LastWords(until) = self.phase
-            && (self.host.programs() == 0 || self.peers.is_empty() || now >= until)
-        {
-            self.phase = Phase::Leaving(now + LAST_WORDS);
-            self.host.say_goodbye(now);
-            self.write_to_peers(now);
-        }
-        matches!(self.phase, Phase::Leaving(until) if self.peers.is_empty() || now >= until)
     }
 
     fn write_to_peers(&mut self, now: Instant) {
@@ -405,7 +335,16 @@ impl Supervisor {
     }
 
     fn accept(&mut self, now: Instant) {
-        while let Ok((stream, _)) = self.place.listener.accept() {
+        loop {
+            let stream = match self.place.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => {
+                    // It would be ready again at once.
+                    self.accept_at = now + ACCEPT_PAUSE;
+                    return;
+                }
+            };
             if !socket::is_ours(&stream) {
                 continue;
             }

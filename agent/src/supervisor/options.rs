@@ -25,7 +25,7 @@ pub struct Options {
     pub memory: Option<usize>,
     /// Programs at once.
     pub max_programs: usize,
-    /// Where output is spilled; `None` = beside the socket.
+    /// Where output is spilled; `None` = beside the socket, or in the folder for temporary files.
     pub spill_dir: Option<PathBuf>,
     /// Runs as long as the container; empty = the supervisor idles by itself.
     pub idle: Vec<OsString>,

@@ -22,7 +22,10 @@ impl Supervisor {
     pub(super) fn wait(&mut self, now: Instant) -> io::Result<()> {
         let mut sources = vec![Source::Listener, Source::Signals];
         let mut fds = vec![
-            PollFd::from_borrowed_fd(self.place.listener.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(
+                self.place.listener.as_fd(),
+                if now >= self.accept_at { PollFlags::IN } else { PollFlags::empty() },
+            ),
             PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
         ];
         for (&key, peer) in &self.peers {
@@ -68,7 +71,8 @@ impl Supervisor {
             super::Phase::Ending => None,
             super::Phase::LastWords(until) | super::Phase::Leaving(until) => Some(until),
         };
-        drains.chain(peers).chain(phase).chain(self.host.next_deadline(now)).min()
+        let accept = (now < self.accept_at).then_some(self.accept_at);
+        drains.chain(peers).chain(phase).chain(accept).chain(self.host.next_deadline(now)).min()
     }
 
     fn ready(&mut self, source: Source, flags: PollFlags, now: Instant) -> io::Result<()> {

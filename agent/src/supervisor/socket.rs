@@ -3,10 +3,10 @@
 //! A path socket that only its user may use, in a folder that is that user's or the pod's. Never an abstract one: those belong to the
 //! network namespace, which a pod with `hostNetwork` shares with the node. The lock beside it says who is the supervisor.
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::{
     fs::{FlockOperation, Mode, flock},
     io::Errno,
-    net::sockopt::socket_peercred,
     process::{geteuid, umask},
 };
 use std::{
@@ -36,7 +36,9 @@ pub fn places() -> Vec<PathBuf> {
     if let Some(folder) = std::env::var_os(DIR).filter(|folder| !folder.is_empty()) {
         return vec![Path::new(&folder).join(NAME)];
     }
-    let shared_memory = format!("/dev/shm/podbay-agent-{}", geteuid().as_raw());
+    // Kubernetes shares /dev/shm among the containers of a pod; each has a mount namespace of its own.
+    let container = fs::metadata("/proc/self/ns/mnt").map_or(0, |namespace| namespace.ino());
+    let shared_memory = format!("/dev/shm/podbay-agent-{}-{container}", geteuid().as_raw());
     vec![Path::new(VOLUME).join(NAME), Path::new(&shared_memory).join(NAME)]
 }
 
@@ -140,16 +142,13 @@ fn short(path: &Path) -> io::Result<(PathBuf, File)> {
     Ok((Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name), folder))
 }
 
-/// Connects to a supervisor at `path`, or at one of [`places`].
+/// Connects to this user's supervisor at `path`, or at one of [`places`].
 pub fn connect(path: Option<&Path>) -> io::Result<UnixStream> {
-    let at = |path: &Path| short(path).and_then(|(short, _folder)| UnixStream::connect(short));
-    if let Some(path) = path {
-        return at(path);
-    }
+    let places = path.map_or_else(places, |path| vec![path.to_owned()]);
     let mut last = io::ErrorKind::NotFound.into();
-    for place in places() {
-        let folder = place.parent().unwrap_or(Path::new("/"));
-        match sound_folder_to_read(folder).and_then(|()| at(&place)) {
+    for place in places {
+        let stream = short(&place).and_then(|(short, _folder)| UnixStream::connect(short));
+        match stream.and_then(|stream| if is_ours(&stream) { Ok(stream) } else { Err(not_ours()) }) {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }
@@ -157,16 +156,12 @@ pub fn connect(path: Option<&Path>) -> io::Result<UnixStream> {
     Err(last)
 }
 
-/// Nobody else may pose as the supervisor.
-fn sound_folder_to_read(folder: &Path) -> io::Result<()> {
-    let meta = fs::symlink_metadata(folder)?;
-    if meta.is_dir() && meta.uid() == geteuid().as_raw() && meta.mode() & 0o022 == 0 {
-        return Ok(());
-    }
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, "the folder is another user's"))
+/// The agent's volume is for all users of the pod, and so is the kernel's shared memory: who listens there need not be us.
+fn not_ours() -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, "the supervisor there is another user's, or another container's")
 }
 
-/// Whether the other end is the same user's.
+/// Whether the other end is the same user's, in this container: the kernel tells process 0 for one that we can't see.
 pub fn is_ours(stream: &UnixStream) -> bool {
-    socket_peercred(stream).is_ok_and(|peer| peer.uid == geteuid())
+    getsockopt(stream, PeerCredentials).is_ok_and(|peer| peer.uid() == geteuid().as_raw() && peer.pid() != 0)
 }

@@ -179,6 +179,26 @@ fn what_is_given_up_is_ended_step_by_step() {
 }
 
 #[test]
+fn what_is_given_up_on_a_terminal_takes_its_foreground_along() {
+    let pod = Pod::new();
+    let mut backend = pod.backend();
+    // A job with a group of its own and a shell, neither of which heeds anything. (One that heeds no HUP and whose shell is gone
+    // lives on: that is what nohup is for.)
+    let mut start = sh(
+        "set -m; trap : HUP TERM; sh -c 'trap : TERM; trap \"\" HUP; echo $$ ready; while :; do sleep 0.01; done'; sleep 1000",
+    );
+    start.pty = Some(Pty::default());
+    start.hangup = Hangup { term_after: Duration::from_millis(200), kill_after: Duration::from_millis(400) };
+    let key = backend.start(1, &start);
+    backend.until("it is ready", |backend| backend.text(key).contains("ready"));
+    let job = backend.text(key).split(' ').next().and_then(|word| word.trim().parse().ok()).expect("a number");
+    let shell = backend.seen(key).pid;
+    backend.client.release(key);
+    backend.until("it is taken", |backend| backend.seen(key).closed == Some(Reason::Released));
+    until("both are gone", || !lives(shell) && !lives(job));
+}
+
+#[test]
 fn an_orphan_is_ended_after_its_time_and_a_kept_one_is_not() {
     let pod = Pod::new();
     let mut backend = pod.backend();
@@ -243,6 +263,22 @@ fn a_session_ends_its_container_as_it_ended() {
         drop(backend);
         assert_eq!(pod.code(), Some(code));
     }
+}
+
+#[test]
+fn a_sessions_program_gets_term_when_its_container_is_stopped() {
+    let log = tempfile::NamedTempFile::new().expect("a file");
+    let mut pod = Pod::with(&["--session", "--termination-log", log.path().to_str().expect("text")], &[]);
+    let mut backend = pod.backend();
+    let script = "trap 'echo hup' HUP; trap 'echo term; exit 5' TERM; echo ready; while :; do sleep 0.01; done";
+    let key = backend.start(1, &sh(script));
+    backend.until("it is ready", |backend| backend.text(key).contains("ready"));
+    pod.signal("TERM");
+    assert_eq!(backend.exit(key, 1), Exit::Code(5));
+    assert_eq!(backend.text(key), "ready\nterm\n");
+    drop(backend);
+    assert_eq!(pod.code(), Some(5));
+    assert_eq!(fs::read_to_string(log.path()).expect("a message"), "{\"podbay\":1,\"code\":5}\n");
 }
 
 #[test]

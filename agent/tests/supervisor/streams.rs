@@ -66,6 +66,59 @@ fn fifty_programs_on_one_link() {
 }
 
 #[test]
+fn many_programs_over_links_that_break() {
+    let pod = Pod::new();
+    let mut backend = pod.backend();
+    let programs: Vec<_> = (1..=30)
+        .map(|id| {
+            let sent = noise(300_000, id.into());
+            (id, sent.clone(), backend.start_attempt(id, 1, &sh("tee /dev/stderr; exit 3"), with_stdin(sent)))
+        })
+        .collect();
+    let mut cut_at = 500_000;
+    let all = |backend: &crate::pod::Backend| backend.seen.values().all(|seen| seen.exit.is_some());
+    let deadline = Instant::now() + crate::pod::DEADLINE;
+    while !all(&backend) {
+        assert!(Instant::now() < deadline, "in time");
+        backend.step();
+        let got: usize = backend.seen.values().map(|seen| seen.out.len() + seen.err.len()).sum();
+        if got > cut_at {
+            backend.cut();
+            cut_at = got + 500_000;
+        }
+    }
+    assert!(backend.links > 10, "{} links", backend.links);
+    for (id, sent, key) in programs {
+        assert_eq!(backend.exit(key, id), Exit::Code(3));
+        assert!(backend.seen(key).out == sent && backend.seen(key).err == sent, "program {id}");
+    }
+}
+
+#[test]
+fn a_raw_terminal_carries_all_bytes_over_links_that_break() {
+    let pod = Pod::new();
+    let mut backend = pod.backend();
+    let mut start = sh("stty raw -echo; echo ready; head -c 1000000; exit 6");
+    start.pty = Some(Pty { term: "xterm".into(), ..Pty::default() });
+    let key = backend.start_attempt(1, 1, &start, Seen::default());
+    backend.until("it is ready", |backend| backend.text(key).contains("ready\n"));
+    let begin = backend.seen(key).out.len();
+    let sent = noise(1_000_000, 4);
+    backend.seen.get_mut(&key).expect("known").stdin = sent.clone();
+    let mut cut_at = 100_000;
+    while backend.seen(key).exit.is_none() {
+        backend.step();
+        if backend.seen(key).out.len() > cut_at {
+            backend.cut();
+            cut_at = backend.seen(key).out.len() + 150_000;
+        }
+    }
+    assert!(backend.links > 4, "{} links", backend.links);
+    assert!(backend.seen(key).out[begin..] == sent, "{}", backend.seen(key).out.len() - begin);
+    assert_eq!(backend.exit(key, 1), Exit::Code(6));
+}
+
+#[test]
 fn a_reader_that_reads_nothing_costs_its_window_and_stalls_nobody() {
     let pod = Pod::with(&["--memory", "4000000"], &[]);
     let mut backend = pod.backend();

@@ -25,6 +25,8 @@ pub const MAX_DATA: usize = 32 * 1024;
 pub const MAX_TO_AGENT: usize = 256 * 1024;
 /// The longest control message from an agent: a list of sessions.
 pub const MAX_TO_BACKEND: usize = 64 * 1024;
+/// The highest offset that a stream may reach: so far from the end of `u64` that no sum overflows (four exbibytes).
+pub const MAX_OFFSET: u64 = 1 << 62;
 /// The version of the protocol.
 pub const VERSION: u32 = 1;
 

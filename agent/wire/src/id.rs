@@ -73,7 +73,8 @@ impl Attempt {
     /// What `take_over` gives: the next attempt of the contract.
     #[must_use]
     pub const fn take_over(self) -> Self {
-        Self((self.0 >> RELINK_BITS).saturating_add(1) << RELINK_BITS)
+        let next = (self.0 >> RELINK_BITS) + 1;
+        Self(if next > u64::MAX >> RELINK_BITS { u64::MAX } else { next << RELINK_BITS })
     }
 
     /// The contract's attempt.
@@ -99,6 +100,7 @@ mod tests {
         assert!(first.relink() > first);
         assert!(Attempt::new(2) > first.relink().relink());
         assert_eq!(first.relink().take_over(), Attempt::new(2));
+        assert_eq!(Attempt(u64::MAX).take_over(), Attempt(u64::MAX).relink());
         assert_eq!(format!("{:?}", Attempt::new(7).relink()), "7.1");
     }
 

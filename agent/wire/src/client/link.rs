@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     flow::FlowError,
-    frame::{Decoder, Frame, MAGIC, MAX_TO_BACKEND, Stream, VERSION, put_control},
+    frame::{Decoder, Frame, MAGIC, MAX_OFFSET, MAX_TO_BACKEND, Stream, VERSION, put_control},
     id::{Attempt, Instance, SessionId},
     program::Exit,
     proto::{self, Reason, ToAgent, ToBackend, to_agent, to_backend},
@@ -259,6 +259,9 @@ impl Client {
             }
             to_backend::Message::Gap(gap) => {
                 let key = self.numbered(gap.program)?;
+                if gap.to > MAX_OFFSET {
+                    return Err(violation("a gap up to beyond all offsets"));
+                }
                 let stream = if gap.stderr { Stream::Stderr } else { Stream::Stdout };
                 if let Some(reading) = self.programs.get_mut(&key).and_then(|program| program.reading(stream)) {
                     reading.gap(gap.from, gap.to)?;
@@ -302,6 +305,9 @@ impl Client {
         let key = self.numbered(started.program)?;
         let Some(program) = self.programs.get_mut(&key) else { return Ok(()) };
         let Place::Asked(number) = program.place else { return Err(violation("Started, but nothing was asked for")) };
+        if started.stdin_offset > MAX_OFFSET {
+            return Err(violation("stdin beyond all offsets"));
+        }
         program.place = Place::Has(number);
         program.attempt = Attempt(started.attempt);
         program.terminal = started.terminal;

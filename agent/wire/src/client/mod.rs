@@ -282,6 +282,3 @@ impl Client {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -3,7 +3,7 @@
 use super::{
     Action, Host, LinkKey, ProgramKey, Refusal, file_piece_is_sound,
     link::{Link, Phase, Violation, cut},
-    program::{Keep, Program},
+    program::{Ending, Keep, Program},
     requests::{Answer, Verdict},
 };
 use crate::{
@@ -126,7 +126,11 @@ impl Host {
             }
             to_agent::Message::Detach(detach) => {
                 if let Some((program, state)) = find(&self.links, &mut self.programs, key, number(detach.program)?) {
-                    state.keep = Keep::Until(now + time(detach.keep_ms).min(self.config.max_keep));
+                    state.keep = match detach.keep_ms {
+                        // Its client is lost and did not ask for anything: as if the link were lost.
+                        0 => Keep::Orphan(now),
+                        keep => Keep::Until(now + time(keep).min(self.config.max_keep)),
+                    };
                     self.close_program(program, Reason::Detached, "", now);
                 }
             }
@@ -295,6 +299,10 @@ impl Host {
             return;
         }
         program.attempt = attempt;
+        if !self.stopping {
+            // Somebody wants it after all.
+            program.ending = Ending::No;
+        }
         self.close_program(key, Reason::Superseded, "", now);
         if let Some(program) = self.programs.get_mut(&key) {
             program.begin(claim.from);

@@ -13,13 +13,16 @@ const RETRY: Duration = Duration::from_secs(1);
 impl Host {
     /// When [`tick`](Self::tick) is due.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        let programs = self.programs.values().filter_map(|program| program.deadline(self.config.exit_retention, now));
+        let retry_at = self.ticked.map_or(now, |ticked| ticked + RETRY);
+        let programs =
+            self.programs.values().filter_map(|program| program.deadline(self.config.exit_retention, retry_at));
         let links = self.links.values().map(|link| link.heard + self.config.silence);
         programs.chain(links).min()
     }
 
     /// Does what is due.
     pub fn tick(&mut self, now: Instant) {
+        self.ticked = Some(now);
         let silent =
             |(&key, link): (&LinkKey, &super::link::Link)| (now >= link.heard + self.config.silence).then_some(key);
         for key in self.links.iter().filter_map(silent).collect::<Vec<_>>() {
@@ -80,8 +83,17 @@ impl Host {
     }
 
     /// Ends all programs and takes no more: the container is being stopped. Their exits can still be told.
-    pub fn stop(&mut self, now: Instant) {
+    ///
+    /// `by_term`: they get TERM alone and as long as the container has, as if each were the container's own program.
+    pub fn stop(&mut self, by_term: bool, now: Instant) {
         self.stopping = true;
+        if by_term {
+            for (&key, program) in self.programs.iter_mut().filter(|(_, program)| program.exit().is_none()) {
+                program.ending = Ending::Killed;
+                self.actions.push_back(Action::Signal { program: key, name: "TERM".into(), request: None });
+            }
+            return;
+        }
         for key in self.programs.keys().copied().collect::<Vec<_>>() {
             self.begin_ending(key, now);
         }
@@ -143,7 +155,7 @@ impl super::program::Program {
         })
     }
 
-    fn deadline(&self, retention: Duration, now: Instant) -> Option<Instant> {
+    fn deadline(&self, retention: Duration, retry_at: Instant) -> Option<Instant> {
         let ending = match (self.exit(), self.ending) {
             (Some(_), _) | (None, Ending::No | Ending::Killed) => None,
             (None, Ending::Hup { term_at }) => Some(term_at),
@@ -151,6 +163,6 @@ impl super::program::Program {
         };
         let orphaned = if self.exit().is_none() { self.orphaned_at() } else { None };
         let stuck = self.stdout.is_stuck() || self.stderr.as_ref().is_some_and(crate::output::Output::is_stuck);
-        [ending, orphaned, self.forget_at(retention), stuck.then(|| now + RETRY)].into_iter().flatten().min()
+        [ending, orphaned, self.forget_at(retention), stuck.then_some(retry_at)].into_iter().flatten().min()
     }
 }

@@ -40,9 +40,16 @@ impl Link {
 }
 
 impl Host {
-    /// A peer connected. `None` when there are too many links: close it.
+    /// A peer connected. Where there are too many links, one without programs has to go; `None` when there is none: close the new
+    /// one.
     pub fn link_opened(&mut self, now: Instant) -> Option<LinkKey> {
-        if self.links.len() >= self.config.max_links {
+        let open = self.links.iter().filter(|(_, link)| link.phase != Phase::Closing);
+        if open.clone().count() >= self.config.max_links {
+            let idle = open.filter(|(_, link)| link.programs.is_empty()).min_by_key(|(_, link)| link.heard);
+            let idle = idle.map(|(key, _)| *key)?;
+            self.goodbye(idle, Reason::Limit, "too many links, and this one had no program", now);
+        }
+        if self.links.len() >= self.config.max_links * 2 {
             return None;
         }
         let key = LinkKey(self.key());

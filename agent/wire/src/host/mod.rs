@@ -65,7 +65,7 @@ pub struct Config {
     pub budget: usize,
     /// Programs at once, those included that have ended and are not acknowledged.
     pub max_programs: usize,
-    /// Links at once.
+    /// Links at once, those not counted that were told goodbye.
     pub max_links: usize,
     /// The widest window of one direction; a power of two times `min_window`.
     pub window: usize,
@@ -94,7 +94,7 @@ impl Config {
             features: 0,
             budget: crate::budget::MAX_BUDGET,
             max_programs: 256,
-            max_links: 16,
+            max_links: 32,
             window: 256 * 1024,
             min_window: 16 * 1024,
             orphan_timeout: Duration::from_mins(10),
@@ -185,6 +185,8 @@ pub struct Host {
     actions: VecDeque<Action>,
     next_key: u64,
     stopping: bool,
+    /// The last [`tick`](Self::tick).
+    ticked: Option<Instant>,
 }
 
 impl Host {
@@ -206,6 +208,7 @@ impl Host {
             actions: VecDeque::new(),
             next_key: 1,
             stopping: false,
+            ticked: None,
         }
     }
 

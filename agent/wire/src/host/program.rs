@@ -39,6 +39,7 @@ pub(super) enum Ending {
     Term {
         kill_at: Instant,
     },
+    /// Nothing follows.
     Killed,
 }
 
