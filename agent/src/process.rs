@@ -424,8 +424,10 @@ fn reap(pid: Pid, options: WaitOptions) -> io::Result<Option<Exit>> {
     }
 }
 
+/// To read from and to write to; both close on exec.
 fn pipe() -> Result<(OwnedFd, OwnedFd), StartError> {
-    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(agent)
+    let (read, write) = io::pipe().map_err(agent)?;
+    Ok((read.into(), write.into()))
 }
 
 fn clone_fd(fd: &OwnedFd) -> Result<OwnedFd, StartError> {
