@@ -1,6 +1,7 @@
-//! `wait-signal`: waits for a signal, and meanwhile reaps orphans: the idle command of a pod's container.
+//! `wait-signal`: waits for a signal, and meanwhile supervises and reaps orphans: the idle command of a pod's container.
 
 use super::{Failure, argument, parse_signal};
+use crate::supervisor;
 use nix::sys::signal::{SigSet, Signal as NixSignal};
 use rustix::{
     io::Errno,
@@ -14,6 +15,10 @@ use std::{
 
 pub(super) fn run(args: impl Iterator<Item = OsString>) -> Result<u8, Failure> {
     let (signals, message) = parse(args)?;
+    // Where there is no place for a supervisor's socket, or one runs already, waiting is all there is to do.
+    if supervisor::until_signal(signals.clone()).is_ok() {
+        return say(&message);
+    }
     let failed = |error: &dyn std::fmt::Display| Failure::failed(2, format!("can't wait for signals: {error}"));
     let mut set = SigSet::empty();
     for signal in &signals {
@@ -29,6 +34,10 @@ pub(super) fn run(args: impl Iterator<Item = OsString>) -> Result<u8, Failure> {
             break;
         }
     }
+    say(&message)
+}
+
+fn say(message: &OsString) -> Result<u8, Failure> {
     let mut out = io::stdout().lock();
     out.write_all(message.as_bytes())
         .and_then(|()| out.flush())
