@@ -9,14 +9,18 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, broadcast},
-    time::{Instant, sleep, timeout_at},
+    sync::{Notify, broadcast, watch},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 /// Until the backend has told its own interval.
 const FIRST_INTERVAL: Duration = Duration::from_secs(5);
+
+/// From the first claim to the first heartbeat, whose answer tells the interval also where Accepted did not. Not at once:
+/// the lease is made by OpenConnection, and two that make it are in each other's way.
+const FIRST_BEAT: Duration = Duration::from_millis(250);
 
 /// The bounds of what it may tell.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_mins(1));
@@ -54,6 +58,8 @@ pub struct Owner {
     state: Mutex<State>,
     lost: broadcast::Sender<OwnerId>,
     first_claim: Notify,
+    /// Between heartbeats, as the backend has told it last.
+    interval: watch::Sender<Duration>,
 }
 
 /// A connection that this process has; dropped when it is closed.
@@ -68,6 +74,11 @@ impl Claim {
     /// The owner that claims it.
     pub const fn owner_id(&self) -> OwnerId {
         self.owner_id
+    }
+
+    /// The backend has told how soon it wants a heartbeat, or has not.
+    pub fn told(&self, interval: Option<Duration>) {
+        self.owner.told(interval);
     }
 
     /// It has a handle now, which heartbeats keep fresh.
@@ -88,7 +99,12 @@ impl Owner {
     /// An owner with a fresh random id.
     pub fn new() -> Arc<Self> {
         let state = State { id: fresh(), connections: BTreeMap::new(), cursor: None };
-        Arc::new(Self { state: Mutex::new(state), lost: broadcast::Sender::new(8), first_claim: Notify::new() })
+        Arc::new(Self {
+            state: Mutex::new(state),
+            lost: broadcast::Sender::new(8),
+            first_claim: Notify::new(),
+            interval: watch::Sender::new(FIRST_INTERVAL),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -112,6 +128,14 @@ impl Owner {
     /// Tells whose lease was lost; connections of that owner end.
     pub fn losses(&self) -> broadcast::Receiver<OwnerId> {
         self.lost.subscribe()
+    }
+
+    /// The backend wants a heartbeat within this time, and then again and again; absent = it has not said.
+    pub fn told(&self, interval: Option<Duration>) {
+        if let Some(interval) = interval {
+            let interval = interval.clamp(INTERVALS.0, INTERVALS.1);
+            self.interval.send_if_modified(|old| std::mem::replace(old, interval) != interval);
+        }
     }
 
     /// The lease of `lost` ran out: its pods are being deleted. New connections get a new owner.
@@ -153,17 +177,24 @@ impl Owner {
 
     /// Renews the lease until `stop`. There is no lease, and nothing to renew, before the first connection.
     pub async fn run(self: Arc<Self>, backend: Arc<dyn Backend>, stop: CancellationToken) {
-        let mut interval = FIRST_INTERVAL;
+        let mut told = self.interval.subscribe();
         tokio::select! {
             () = stop.cancelled() => return,
             () = self.first_claim.notified() => {}
         }
+        let mut next = Instant::now() + FIRST_BEAT.min(*told.borrow_and_update());
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = sleep(interval) => {}
+                // Shorter than what was waited for: sooner.
+                Ok(()) = told.changed() => {
+                    next = next.min(Instant::now() + *told.borrow_and_update());
+                    continue;
+                }
+                () = sleep_until(next) => {}
             }
             let (id, request, opened) = self.beat(false);
+            let interval = *told.borrow_and_update();
             match self.send(&*backend, request, PATIENCE.min(interval * 2)).await {
                 Ok(answer) => {
                     for (one, handle) in opened.iter().zip(answer.handles) {
@@ -171,8 +202,7 @@ impl Owner {
                             one.handle.store(Arc::new(handle));
                         }
                     }
-                    let told = answer.interval.and_then(|d| Duration::try_from(d).ok());
-                    interval = told.unwrap_or(FIRST_INTERVAL).clamp(INTERVALS.0, INTERVALS.1);
+                    self.told(answer.interval.and_then(|d| Duration::try_from(d).ok()));
                 }
                 Err(Some(refusal)) if refusal.reason() == v1::Reason::OwnerExpired => self.expired(id),
                 Err(refusal) => {
@@ -180,6 +210,7 @@ impl Owner {
                     warn!(owner = %id, "heartbeat failed, the lease is not renewed: {text}");
                 }
             }
+            next = Instant::now() + *told.borrow_and_update();
         }
     }
 
@@ -200,18 +231,20 @@ impl Owner {
         within: Duration,
     ) -> Result<v1::HeartbeatResponse, Option<v1::Refusal>> {
         let deadline = Instant::now() + within;
+        // Short leases leave time for another replica too.
+        let (one_call, pause) = (ONE_CALL.min(within / 2), PAUSE.min(within / 4));
         let mut tour = Tour::default();
         let mut last = None;
         let sending = async {
             loop {
-                match backend.heartbeat(tour.choice.clone(), request.clone(), ONE_CALL).await {
+                match backend.heartbeat(tour.choice.clone(), request.clone(), one_call).await {
                     Ok((_, answer)) => return Ok(answer),
                     Err(failure) if !failure.may_retry() => return Err(failure.refusal()),
                     Err(failure) => {
                         debug!("heartbeat goes elsewhere: {failure}");
                         if let Err(failure) = tour.failed(failure) {
                             last = Some(failure.refusal());
-                            sleep(PAUSE).await;
+                            sleep(pause).await;
                         }
                     }
                 }

@@ -41,7 +41,10 @@ pub struct Script {
     pub opening: Opening,
     pub timeouts: Duration,
     pub subsystems: Vec<String>,
-    pub heartbeat: Duration,
+    /// What Accepted tells.
+    pub first_heartbeat: Option<Duration>,
+    /// What heartbeats' answers tell.
+    pub heartbeat: Option<Duration>,
     pub owner_expired: bool,
     pub opened: Vec<v1::OpenConnectionRequest>,
     /// Opening streams that the caller dropped.
@@ -62,7 +65,8 @@ impl Default for Script {
             opening: Opening::AtOnce,
             timeouts: Duration::from_mins(1),
             subsystems: vec!["echo".to_owned()],
-            heartbeat: Duration::from_millis(200),
+            first_heartbeat: None,
+            heartbeat: Some(Duration::from_millis(200)),
             owner_expired: false,
             opened: Vec::new(),
             abandoned: 0,
@@ -178,7 +182,13 @@ impl ConnectionService for Service {
             let mode = v1::ExecutionMode::Connection.into();
             (
                 script.opening.clone(),
-                v1::Accepted { timeouts: Some(timeouts), policy: Some(policy), mode, backend_wait: None },
+                v1::Accepted {
+                    timeouts: Some(timeouts),
+                    policy: Some(policy),
+                    mode,
+                    backend_wait: None,
+                    heartbeat_interval: script.first_heartbeat.and_then(wire),
+                },
             )
         };
         tokio::spawn(async move {
@@ -242,7 +252,7 @@ impl ConnectionService for Service {
             return Err(v1::Refusal::new(v1::Reason::OwnerExpired, "the lease ran out").into_status());
         }
         Ok(Response::new(v1::HeartbeatResponse {
-            interval: prost_types::Duration::try_from(script.heartbeat).ok(),
+            interval: script.heartbeat.and_then(|d| prost_types::Duration::try_from(d).ok()),
             lease_duration: None,
             handles,
         }))

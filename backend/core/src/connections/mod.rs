@@ -99,6 +99,7 @@ impl Connections {
             policy: Some(v1::Policy { subsystems: config.subsystems.keys().cloned().collect(), max_sessions: 0 }),
             mode: v1::ExecutionMode::from(config.mode).into(),
             backend_wait: Some(duration_proto(self.leases.ownership().backend_wait)),
+            heartbeat_interval: Some(duration_proto(self.leases.ownership().heartbeat())),
         };
         events.send(OpenEvent::Accepted(accepted)).await.map_err(|_| given_up())?;
         let deadline = Instant::now() + timeouts.pod_start;
