@@ -785,7 +785,7 @@ async fn an_image_without_shell_has_its_pod_made_again() {
 async fn a_closed_connections_handle_starts_no_pod() {
     let world = World::session_mode().await;
     let leases = Leases::new(Arc::new(world.cluster.clone()), Ownership::new(NS));
-    leases.revoke(world.contents.connection, Instant::now() + PATIENCE).await.expect("revoked");
+    leases.revoke(world.contents.connection, Some("frontend"), Instant::now() + PATIENCE).await.expect("revoked");
     let refusal = world.open(&exec("x")).all().await.refusal.expect("a refusal");
     assert_eq!(refusal.reason(), Reason::Terminated);
     assert_eq!(world.cluster.count(Call::CreatePod), 0);

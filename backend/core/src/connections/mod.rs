@@ -186,7 +186,7 @@ impl Connections {
             match self.settings.pod.mode {
                 Mode::Connection => {}
                 // First, so that no session starts a pod behind our back.
-                Mode::Session => self.leases.revoke(id, Instant::now() + budget).await?,
+                Mode::Session => self.leases.revoke(id, caller, Instant::now() + budget).await?,
             }
             let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| caller.is_none_or(|c| c == marks.caller));
             let selector = identity::of_connection(id);

@@ -15,6 +15,7 @@ use podbay::{
     ConnectionId, OwnerId,
     v1::{Reason, Refusal},
 };
+use sha2::{Digest as _, Sha256};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 
@@ -26,9 +27,19 @@ pub fn lease_name(owner: OwnerId) -> String {
     format!("podbay-owner-{owner}")
 }
 
-/// Says that a connection was closed: its handle starts no more pods (mode `session`).
-fn closed_name(connection: ConnectionId) -> String {
-    format!("podbay-closed-{connection}")
+/// Says that a connection was closed, by this calling service or by an operator: its handle starts no more pods (mode
+/// `session`). Each has a name of its own, so that nobody who knows an id can end another's connection, nor, by being first,
+/// keep its own caller from ending it.
+fn closed_name(connection: ConnectionId, by: Option<&str>) -> String {
+    match by {
+        None => format!("podbay-closed-{connection}"),
+        // A service's name may hold anything; half a SHA-256 may not be found twice, and is a name for Kubernetes.
+        Some(caller) => {
+            let mut digest = hex::encode(Sha256::digest(caller));
+            digest.truncate(32);
+            format!("podbay-closed-{connection}-{digest}")
+        }
+    }
 }
 
 /// The leases of one cluster. Clones share everything.
@@ -113,14 +124,16 @@ impl Leases {
     /// # Errors
     /// `OWNER_EXPIRED`, `TERMINATED`, `CALLER_NOT_ALLOWED`, `KUBERNETES_UNAVAILABLE`.
     pub async fn admit(&self, owner: OwnerId, connection: ConnectionId, caller: &str) -> Result<(), Refusal> {
-        let (owners, closed) = (lease_name(owner), closed_name(connection));
-        let namespace = &self.ownership.namespace;
-        let (lease, closed) =
-            futures::join!(self.cluster.get_lease(namespace, &owners), self.cluster.get_lease(namespace, &closed));
-        match closed {
-            Err(ClusterError::NotFound { .. }) => {}
-            Ok(_) => return Err(Refusal::new(Reason::Terminated, "the connection was closed")),
-            Err(error) => return Err(unavailable("read", &error)),
+        let names = [lease_name(owner), closed_name(connection, Some(caller)), closed_name(connection, None)];
+        let [lease, closed, terminated] =
+            names.each_ref().map(|name| self.cluster.get_lease(&self.ownership.namespace, name));
+        let (lease, closed, terminated) = futures::join!(lease, closed, terminated);
+        for mark in [closed, terminated] {
+            match mark {
+                Err(ClusterError::NotFound { .. }) => {}
+                Ok(_) => return Err(Refusal::new(Reason::Terminated, "the connection was closed")),
+                Err(error) => return Err(unavailable("read", &error)),
+            }
         }
         match lease {
             Ok(lease) => check(&lease, owner, caller),
@@ -129,11 +142,14 @@ impl Leases {
         }
     }
 
-    /// Marks a connection as closed, so that its handle starts no more pods (mode `session`). The reaper removes the mark
-    /// after a while.
-    pub async fn revoke(&self, connection: ConnectionId, deadline: Instant) -> Result<(), Refusal> {
-        let mut lease = self.bare(closed_name(connection), EXPIRED);
+    /// Marks a connection as closed by a calling service, or by an operator (`None`), so that its handle starts no more pods
+    /// (mode `session`). A service's mark counts for its own handles only: whose the connection is, no pod may tell yet. The
+    /// reaper removes the mark after a while.
+    pub async fn revoke(&self, connection: ConnectionId, by: Option<&str>, deadline: Instant) -> Result<(), Refusal> {
+        let mut lease = self.bare(closed_name(connection, by), EXPIRED);
         lease.metadata.labels.get_or_insert_default().insert(CONNECTION.into(), connection.to_string());
+        // For people.
+        lease.metadata.annotations = by.map(|caller| BTreeMap::from([(CALLER.to_owned(), caller.to_owned())]));
         let mut backoff = Backoff::default();
         loop {
             match self.cluster.create_lease(&lease).await {
