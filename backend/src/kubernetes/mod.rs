@@ -5,12 +5,14 @@
 
 mod connect;
 mod error;
+mod files;
 mod frames;
 mod limit;
 mod pump;
 mod watch;
 
 pub use connect::ConnectError;
+pub(crate) use files::problems;
 
 use crate::metrics::KubernetesMetrics;
 use async_trait::async_trait;
