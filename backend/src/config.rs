@@ -226,6 +226,11 @@ backend: docker
         ] {
             assert!(told.contains(wanted), "{wanted} is not in:\n{told}");
         }
+        let told = read(&GOOD.replace("\nssh:", "\n  handleKeys: []\nssh:")).expect_err("no key");
+        assert_eq!(
+            told,
+            "test.yaml:7:15: grpc.handleKeys: names no key: give at least one, or leave it out where there is one replica"
+        );
         let told = read("kubernetes: {pod: {disableAgent: true}}").expect_err("no grpc");
         assert!(told.contains("grpc.callers") && told.contains("grpc.tls.certFile"), "{told}");
     }
