@@ -41,6 +41,8 @@ const HANDLE_BYTES_A_BEAT: usize = 512 * 1024;
 #[derive(Debug)]
 struct State {
     id: OwnerId,
+    /// Whether the backend may know of it: it was given to a connection.
+    claimed: bool,
     connections: BTreeMap<ConnectionId, Entry>,
     /// Handles after this one come next.
     cursor: Option<ConnectionId>,
@@ -98,7 +100,7 @@ impl Drop for Claim {
 impl Owner {
     /// An owner with a fresh random id.
     pub fn new() -> Arc<Self> {
-        let state = State { id: fresh(), connections: BTreeMap::new(), cursor: None };
+        let state = State { id: fresh(), claimed: false, connections: BTreeMap::new(), cursor: None };
         Arc::new(Self {
             state: Mutex::new(state),
             lost: broadcast::Sender::new(8),
@@ -115,6 +117,7 @@ impl Owner {
     pub fn claim(self: &Arc<Self>, connection: ConnectionId) -> Claim {
         let mut state = self.state();
         let owner_id = state.id;
+        state.claimed = true;
         state.connections.insert(connection, Entry { owner: owner_id, opened: Weak::new() });
         self.first_claim.notify_one();
         Claim { owner: Arc::clone(self), owner_id, connection }
@@ -145,6 +148,7 @@ impl Owner {
             return;
         }
         state.id = fresh();
+        state.claimed = false;
         let connections = state.connections.values().filter(|entry| entry.owner == lost).count();
         error!(owner = %lost, connections, "the lease of this process was lost; its connections end");
         let _ = self.lost.send(lost);
@@ -214,8 +218,11 @@ impl Owner {
         }
     }
 
-    /// The process ends: its lease is deleted and whatever it still has is closed.
+    /// The process ends: its lease is deleted and whatever it still has is closed. Without a connection there is no lease.
     pub async fn leave(&self, backend: &dyn Backend, within: Duration) {
+        if !self.state().claimed {
+            return;
+        }
         let (id, request, _) = self.beat(true);
         if let Err(refusal) = self.send(backend, request, within).await {
             let text = refusal.map_or_else(String::new, |refusal| refusal.message);

@@ -100,7 +100,12 @@ pub struct Replica {
 impl Replica {
     /// Starts one; with TLS where files are given.
     pub fn start(script: &Shared, tls: Option<&super::tls::Files>) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+        Self::start_at(([127, 0, 0, 1], 0).into(), script, tls)
+    }
+
+    /// The same at this address.
+    pub fn start_at(address: SocketAddr, script: &Shared, tls: Option<&super::tls::Files>) -> Self {
+        let listener = std::net::TcpListener::bind(address).expect("binds");
         listener.set_nonblocking(true).expect("sets");
         let address = listener.local_addr().expect("an address");
         let runtime =
