@@ -19,8 +19,19 @@ use podbay_runtime::{
 const BACKENDS: [&str; 5] = ["kubernetes", "grpc", "ownership", "backend", "docker"];
 
 /// Sections that nobody has built yet.
-const NOT_BUILT: [&str; 10] =
-    ["security", "auth", "configserver", "audit", "geoip", "metrics", "health", "kuberun", "dockerrun", "sshproxy"];
+const NOT_BUILT: [&str; 11] = [
+    "security",
+    "auth",
+    "authz",
+    "configserver",
+    "audit",
+    "geoip",
+    "metrics",
+    "health",
+    "kuberun",
+    "dockerrun",
+    "sshproxy",
+];
 
 /// Everything the frontend is told.
 #[derive(Debug, Clone)]
@@ -112,6 +123,7 @@ frontend:
   backend: {addresses: [], tls: {ca: /nonexistent/ca}}
   drainTimeout: soon
 security: {}
+authz: {method: none}
 kubernetes: {anything: goes}
 ",
         )
@@ -133,6 +145,7 @@ kubernetes: {anything: goes}
             "/nonexistent/ca",
             "frontend.drainTimeout",
             "security",
+            "authz: is not supported",
         ] {
             assert!(found(needle) || needle == "NONSENSE", "{needle} is not in {mistakes:#?}");
         }
