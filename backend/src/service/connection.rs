@@ -42,7 +42,7 @@ impl ConnectionService for Service {
                 Ok(()) => (Code::Ok, "ready"),
                 Err(refusal) => {
                     let reason = refusal.reason().as_str_name();
-                    tracing::info!(%connection, user, reason, message = refusal.message, "connection not opened");
+                    tracing::info!(%connection, user, reason, why = refusal.message, "connection not opened");
                     (podbay::code_of(refusal.reason()), "failed")
                 }
             };
@@ -113,7 +113,7 @@ impl ConnectionService for Service {
                 return Err(Refusal::new(Reason::InvalidRequest, "a message has at most 256 bytes"));
             }
             let id = connection_id(&request.get_ref().connection_id)?;
-            tracing::info!(connection = %id, caller = caller.service(), message, "connection terminated by an operator");
+            tracing::info!(connection = %id, caller = caller.service(), told = message, "connection terminated by an operator");
             let pods_deleted = self.connections.terminate(id).await?;
             Ok(v1::TerminateConnectionResponse { pods_deleted })
         })

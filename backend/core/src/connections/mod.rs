@@ -159,7 +159,7 @@ impl Connections {
         }
         tracing::info!(
             target: "podbay::activity",
-            connection = %who.connection, user = who.user.name, remote = ?who.remote, pod = pod_name,
+            connection = %who.connection, user = who.user.name, remote = who.remote.map(tracing::field::display), pod = pod_name,
             "connection opened"
         );
         Ok(())
