@@ -8,7 +8,7 @@ mod id;
 mod refusal;
 
 pub use id::{ConnectionId, IdError, OwnerId, SessionId};
-pub use refusal::{DOMAIN, code_of, refusal_of};
+pub use refusal::{DOMAIN, code_name, code_of, refusal_of};
 
 /// Generated from `proto/podbay/v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, missing_debug_implementations)]

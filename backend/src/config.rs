@@ -1,6 +1,9 @@
 //! The backend's whole configuration: core's settings, and `grpc` (listener, TLS, callers, handle keys).
 
-use crate::callers::{Callers, Rule};
+use crate::{
+    callers::{Callers, Rule},
+    files,
+};
 use podbay_backend_core::{config::Settings, handle::KeyRing};
 use podbay_runtime::{
     config::{Document, Mistakes, Section},
@@ -93,7 +96,9 @@ impl Config {
         ] {
             root.refuse(key, "it is not built yet");
         }
-        Some(Self { settings: settings?, grpc: grpc?, log })
+        let config = Self { settings: settings?, grpc: grpc?, log };
+        files::check(&config, root);
+        Some(config)
     }
 }
 
@@ -164,13 +169,19 @@ mod tests {
 kubernetes: {pod: {disableAgent: true}}
 grpc:
   listen: 127.0.0.1:0
-  tls: {certFile: /c, keyFile: /k, clientCAFile: /ca}
+  tls: {certFile: DIR/cert.pem, keyFile: DIR/key.pem, clientCAFile: DIR/cert.pem}
   callers: [{name: 'dns:frontend.podbay', service: frontend, users: ['*']}]
 ssh: {anything: true}
 users: []
 ";
 
+    /// `DIR` is a directory with a certificate and its key.
     fn read(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        std::fs::write(dir.path().join("cert.pem"), made.cert.pem()).expect("written");
+        std::fs::write(dir.path().join("key.pem"), made.signing_key.serialize_pem()).expect("written");
+        let text = &text.replace("DIR", &dir.path().display().to_string());
         let document = Document::parse("test.yaml", text).map_err(|mistakes| mistakes.to_string())?;
         Config::from_document(document).map_err(|mistakes| mistakes.to_string())
     }
@@ -210,7 +221,40 @@ backend: docker
         ] {
             assert!(told.contains(wanted), "{wanted} is not in:\n{told}");
         }
+        let told = read(&GOOD.replace("\nssh:", "\n  handleKeys: []\nssh:")).expect_err("no key");
+        assert_eq!(
+            told,
+            "test.yaml:7:15: grpc.handleKeys: names no key: give at least one, or leave it out where there is one replica"
+        );
         let told = read("kubernetes: {pod: {disableAgent: true}}").expect_err("no grpc");
         assert!(told.contains("grpc.callers") && told.contains("grpc.tls.certFile"), "{told}");
+    }
+
+    #[test]
+    fn files_that_cant_be_used_are_mistakes() {
+        let pod = "kubernetes: {pod: {disableAgent: true}";
+        for (what, with, told) in [
+            ("DIR/key.pem", "DIR/nosuch.pem", "test.yaml:5:54: grpc.tls.keyFile: "),
+            ("certFile: DIR/cert.pem", "certFile: DIR/nosuch.pem", "grpc.tls.certFile: "),
+            ("clientCAFile: DIR/cert.pem", "clientCAFile: DIR/key.pem", "grpc.tls.clientCAFile: "),
+            (pod, &format!("{pod}, connection: {{kubeconfig: DIR/nosuch}}"), "kubernetes.connection.kubeconfig: "),
+            (pod, &format!("{pod}, connection: {{kubeconfig: DIR/cert.pem}}"), "kubernetes.connection.kubeconfig: "),
+            (pod, &format!("{pod}, connection: {{cacertFile: DIR/key.pem}}"), "kubernetes.connection.cacertFile: "),
+            (
+                pod,
+                &format!("{pod}, connection: {{certFile: DIR/nosuch, keyFile: DIR/cert.pem}}"),
+                "kubernetes.connection.certFile: ",
+            ),
+            (
+                pod,
+                &format!("{pod}, connection: {{certFile: DIR/cert.pem, keyFile: DIR/cert.pem}}"),
+                "kubernetes.connection.keyFile: ",
+            ),
+        ] {
+            let error = read(&GOOD.replace(what, with)).expect_err(with);
+            assert!(error.contains(told), "{told} is not in: {error}");
+        }
+        let connection = "connection: {cacertFile: DIR/cert.pem, certFile: DIR/cert.pem, keyFile: DIR/key.pem}";
+        read(&GOOD.replace(pod, &format!("{pod}, {connection}"))).expect("good");
     }
 }

@@ -2,6 +2,7 @@
 
 mod callers;
 mod config;
+mod files;
 mod health;
 mod io;
 pub mod kubernetes;

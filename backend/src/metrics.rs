@@ -114,7 +114,11 @@ impl ServiceMetrics {
             reloads: Family::default(),
         };
         registry.register("podbay_calls", "Ended gRPC calls by method and code", metrics.calls.clone());
-        registry.register("podbay_call_seconds", "Time of unary gRPC calls", metrics.call_seconds.clone());
+        registry.register(
+            "podbay_call_seconds",
+            "Time of gRPC calls by method; of streams (OpenConnection, RunSession) until their end",
+            metrics.call_seconds.clone(),
+        );
         registry.register("podbay_pods", "Pods by what became of their start", metrics.pods.clone());
         registry.register("podbay_start_seconds", "Time from OpenConnection to Opened", metrics.start_seconds.clone());
         registry.register("podbay_sessions", "Sessions open now", metrics.sessions.clone());
@@ -128,7 +132,7 @@ impl ServiceMetrics {
     }
 
     pub(crate) fn call(&self, method: &'static str, code: tonic::Code, took: Duration) {
-        self.calls.get_or_create(&Call { method, code: code_name(code) }).inc();
+        self.calls.get_or_create(&Call { method, code: podbay::code_name(code) }).inc();
         self.call_seconds.get_or_create(&Kind { kind: method }).observe(took.as_secs_f64());
     }
 
@@ -150,7 +154,6 @@ impl ServiceMetrics {
         self.ends.get_or_create(&Kind { kind }).inc();
     }
 
-    #[allow(dead_code)] // the reaper does not count yet
     pub(crate) fn reaped(&self, pods: u64) {
         self.reaped.inc_by(pods);
     }
@@ -163,28 +166,5 @@ impl ServiceMetrics {
     /// A peer was cut: `tls` (no handshake came about), `garbage` (no HTTP/2 after it) or `limit`; or an `accept` failed.
     pub fn refused_peer(&self, kind: &'static str) {
         self.garbage.get_or_create(&Kind { kind }).inc();
-    }
-}
-
-/// gRPC's own word for a code.
-fn code_name(code: tonic::Code) -> &'static str {
-    match code {
-        tonic::Code::Ok => "OK",
-        tonic::Code::Cancelled => "CANCELLED",
-        tonic::Code::Unknown => "UNKNOWN",
-        tonic::Code::InvalidArgument => "INVALID_ARGUMENT",
-        tonic::Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        tonic::Code::NotFound => "NOT_FOUND",
-        tonic::Code::AlreadyExists => "ALREADY_EXISTS",
-        tonic::Code::PermissionDenied => "PERMISSION_DENIED",
-        tonic::Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        tonic::Code::FailedPrecondition => "FAILED_PRECONDITION",
-        tonic::Code::Aborted => "ABORTED",
-        tonic::Code::OutOfRange => "OUT_OF_RANGE",
-        tonic::Code::Unimplemented => "UNIMPLEMENTED",
-        tonic::Code::Internal => "INTERNAL",
-        tonic::Code::Unavailable => "UNAVAILABLE",
-        tonic::Code::DataLoss => "DATA_LOSS",
-        tonic::Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }

@@ -44,7 +44,7 @@ use tonic::transport::Server;
 
 /// What a stream may have under way (docs of `hyper`: the default for a whole connection is only twice that).
 const STREAM_WINDOW: u32 = 512 * 1024;
-/// Streams per connection; frontends open four connections to each backend.
+/// Streams per connection; frontends open two connections to each backend, and more where these are full.
 const STREAMS: u32 = 128;
 /// So that no unread stream takes window from the others.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS;

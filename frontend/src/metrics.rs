@@ -31,8 +31,6 @@ pub enum Turned {
     TooManyFromAddress,
     /// Too many that have not logged in.
     TooManyStartups,
-    /// The server is shutting down.
-    ShuttingDown,
     /// No SSH, or broken SSH.
     Garbage,
     /// No login in time.
@@ -137,7 +135,7 @@ struct Ended {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Call {
     method: &'static str,
-    code: String,
+    code: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -284,7 +282,7 @@ impl Metrics {
 
     /// A call of the backend got its headers, or an error.
     pub fn called(&self, method: &'static str, code: Code, time: Duration) {
-        self.calls.get_or_create(&Call { method, code: format!("{code:?}") }).inc();
+        self.calls.get_or_create(&Call { method, code: podbay::code_name(code) }).inc();
         self.durations.get_or_create(&CallMethod { method }).observe(time.as_secs_f64());
     }
 

@@ -11,6 +11,7 @@ use crate::{
 use podbay_runtime::{admin::Readiness, shutdown::Shutdown};
 use prometheus_client::registry::Registry;
 use std::{
+    convert::Infallible,
     fmt,
     sync::{
         Arc,
@@ -32,7 +33,7 @@ pub struct Parts {
     pub metrics: Option<Metrics>,
     /// The backend, where it is not to be called over gRPC: tests.
     pub backend: Option<Arc<dyn Backend>>,
-    /// Set while connections are accepted and a backend is there.
+    /// Set while connections are accepted and a replica of the backend says that it serves.
     pub readiness: Readiness,
     /// When to end.
     pub shutdown: Shutdown,
@@ -178,6 +179,18 @@ struct Tasks {
     pool: Option<Arc<Pool>>,
 }
 
+/// Keeps the readiness: new connections are for frontends that have a backend. Those that are there stay, whatever it says.
+async fn follow(pool: Option<&Pool>, readiness: &Readiness) -> Infallible {
+    let Some(pool) = pool else {
+        readiness.set(true);
+        return std::future::pending().await;
+    };
+    loop {
+        readiness.set(pool.is_serving());
+        pool.changed().await;
+    }
+}
+
 async fn finish_after(
     server: Arc<Server>,
     tasks: Tasks,
@@ -190,8 +203,10 @@ async fn finish_after(
         tasks.tracker.spawn(Arc::clone(pool).keep_resolving(tasks.stop.clone()));
     }
     info!(address = listen::describe(&listener), users = server.config.users.len(), "serving SSH");
-    readiness.set(true);
-    listen::accept(Arc::clone(&server), listener, shutdown.soft.clone()).await;
+    tokio::select! {
+        () = listen::accept(Arc::clone(&server), listener, shutdown.soft.clone()) => {}
+        never = follow(tasks.pool.as_deref(), &readiness) => match never {},
+    }
     readiness.set(false);
     let drain = server.config.frontend.drain_timeout;
     info!(connections = server.connections.len(), ?drain, "shutting down");

@@ -38,6 +38,7 @@ struct State {
     /// When, and with which deadline.
     closed: Vec<(Instant, Duration)>,
     beats: Vec<v1::HeartbeatRequest>,
+    beaten: Vec<Instant>,
     beat_answers: VecDeque<Result<v1::HeartbeatResponse, Failure>>,
 }
 
@@ -128,6 +129,7 @@ impl Backend for Scripted {
     ) -> BoxFuture<'_, Answer<v1::HeartbeatResponse>> {
         let mut state = self.state();
         state.beats.push(request);
+        state.beaten.push(Instant::now());
         let answer = state.beat_answers.pop_front().unwrap_or(Err(Failure::NoReplica));
         async move { answer.map(|answer| (replica(1), answer)) }.boxed()
     }
@@ -155,6 +157,7 @@ fn accepted(seconds: i64) -> Event {
         policy: None,
         mode: v1::ExecutionMode::Connection.into(),
         backend_wait: None,
+        heartbeat_interval: None,
     })
 }
 
@@ -303,6 +306,57 @@ async fn a_refusal_is_final() {
     assert_eq!(world.ends().await.state().opened.len(), 1);
 }
 
+/// Beats of an owner whose backend says nothing in answers, or nothing at all: when, in milliseconds from the first claim.
+async fn beats(interval: Option<Duration>, answers: bool) -> Vec<u128> {
+    let Event::Accepted(mut first) = accepted(5) else { panic!("not Accepted") };
+    first.heartbeat_interval = interval.and_then(|interval| interval.try_into().ok());
+    let world = World::new([Opening::Events(vec![Event::Accepted(first), opened()])], [Ok(1)]);
+    if answers {
+        world.backend.state().beat_answers.extend((0..100).map(|_| Ok(v1::HeartbeatResponse::default())));
+    }
+    let stop = CancellationToken::new();
+    let beating = tokio::spawn(Arc::clone(&world.owner).run(Arc::new(world.backend.clone()), stop.clone()));
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    stop.cancel();
+    beating.await.expect("ends");
+    let began = world.began;
+    let backend = world.ends().await;
+    backend.state().beaten.iter().map(|at| at.duration_since(began).as_millis()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_lease_is_renewed_in_the_time_that_accepted_tells() {
+    let every = Duration::from_millis(300);
+    // A lease of 0.9 s: it never stands still for longer than a third of it, from the start on.
+    let beats = beats(Some(every), true).await;
+    assert_eq!(beats[..4], [250, 550, 850, 1150], "{beats:?}");
+    assert_eq!(self::beats(Some(every / 2), true).await[..3], [150, 300, 450], "sooner than the first beat would be");
+    assert_eq!(self::beats(None, true).await, [250, 5250], "soon, so that the answer tells");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_interval_counts_at_once() {
+    let (backend, owner, stop) = (Scripted::default(), Owner::new(), CancellationToken::new());
+    backend.state().beat_answers.extend((0..100).map(|_| Ok(v1::HeartbeatResponse::default())));
+    let began = Instant::now();
+    let beating = tokio::spawn(Arc::clone(&owner).run(Arc::new(backend.clone()), stop.clone()));
+    let claim = owner.claim(ConnectionId::from_bytes([7; 16]));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Another connection's Accepted, from a replica whose leases are shorter.
+    claim.told(Some(Duration::from_millis(500)));
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    stop.cancel();
+    beating.await.expect("ends");
+    let beats: Vec<_> = backend.state().beaten.iter().map(|at| at.duration_since(began).as_millis()).collect();
+    assert_eq!(beats, [250, 1500, 2000]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_that_fails_leaves_time_for_more_within_a_short_lease() {
+    let beats = beats(Some(Duration::from_millis(300)), false).await;
+    assert!(beats.windows(2).all(|pair| pair[1] - pair[0] <= 300), "{beats:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn heartbeats_keep_the_interval_renew_handles_and_notice_a_lost_lease() {
     let mut world = World::new([Opening::Events(vec![accepted(5), opened()])], [Ok(1)]);
@@ -322,7 +376,7 @@ async fn heartbeats_keep_the_interval_renew_handles_and_notice_a_lost_lease() {
     let (first, stop, began) = (world.owner.id(), CancellationToken::new(), Instant::now());
     let beating = tokio::spawn(Arc::clone(&world.owner).run(Arc::new(world.backend.clone()), stop.clone()));
     world.ended.wait_for(Option::is_some).await.expect("ends");
-    assert_eq!(began.elapsed(), Duration::from_secs(25), "5 s, then what the backend said");
+    assert_eq!(began.elapsed(), Duration::from_millis(20_250), "soon, then what the backend said");
     assert_eq!(opened.handle.load().as_ref().as_ref(), b"new handle");
     assert!(matches!(&*phase.borrow_and_update(), Phase::Failed(_)), "no new session on it");
     assert_ne!(world.owner.id(), first);

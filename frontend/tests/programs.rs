@@ -79,6 +79,8 @@ async fn subsystems_are_those_of_the_policy() {
     let answered = world.ssh(&["-s", "host", "nosuch"]).run().await;
     assert_eq!(answered.status, Some(255), "{answered:?}");
     assert!(answered.stderr.contains("subsystem request failed"), "{answered:?}");
+    until("it is counted", || world.metric("session_ends_total", "end=\"Failed\"") == 1).await;
+    assert!(world.metric("backend_calls_total", "code=\"OK\"") > 0, "codes by gRPC's own names");
     assert_eq!(world.script.lock().sessions.len(), 1, "the backend was not asked for it");
 }
 

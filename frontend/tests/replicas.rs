@@ -3,7 +3,7 @@
 mod support;
 
 use std::time::{Duration, Instant};
-use support::{PATIENCE, World, until};
+use support::{PATIENCE, Replica, World, until};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     time::timeout,
@@ -67,6 +67,42 @@ async fn without_a_backend_the_user_is_told() {
     let answered = world.ssh(&["host", "true"]).run().await;
     assert_eq!(answered.status, Some(255));
     assert!(answered.stderr.starts_with("podbay: no backend can be reached at the moment"), "{answered:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_ready_while_a_backend_is_there_and_running_sessions_stay() {
+    let mut world = World::with(2, |_| {}).await;
+    until("it is ready", || world.readiness.get()).await;
+    let mut child = world.ssh(&["host", "read line; echo $line"]).with_stdin().spawn();
+    until("a program runs", || world.script.lock().running == 1).await;
+    let used = world.script.lock().sessions[0].0;
+    world.replicas.iter_mut().find(|replica| replica.address != used).expect("a replica").kill();
+    child.stdin.take().expect("stdin").write_all(b"there\n").await.expect("writes");
+    let output = timeout(PATIENCE, child.wait_with_output()).await.expect("in time").expect("ends");
+    assert_eq!(output.stdout, b"there\n");
+    assert!(world.readiness.get(), "one of two is enough");
+    world.replicas.iter_mut().for_each(Replica::kill);
+    until("it is not ready", || !world.readiness.get()).await;
+    // It still takes who comes all the same, and tells them why nothing works.
+    std::net::TcpStream::connect(world.address).expect("connects");
+    world.replicas[0] = Replica::start_at(used, &world.script, None);
+    until("it is ready again", || world.readiness.get()).await;
+    world.ssh(&["host", "echo again"]).run().await.is(0, "again\n", "");
+    world.end().await;
+    assert!(!world.readiness.get(), "it has ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_backend_it_is_not_ready_and_ends_at_once() {
+    let mut world =
+        World::with(0, |config| config.frontend.backend.addresses.names = vec!["127.0.0.1:1".to_owned()]).await;
+    until("it serves", || std::net::TcpStream::connect(world.address).is_ok()).await;
+    assert!(!world.readiness.get());
+    let ending = Instant::now();
+    world.end().await;
+    // Nothing was ever claimed: there is no lease to give up, so no backend to wait for.
+    assert!(ending.elapsed() < Duration::from_secs(3), "{:?}", ending.elapsed());
+    assert_eq!(world.metric("backend_calls_total", "method=\"Heartbeat\""), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,7 +187,7 @@ async fn an_operator_ends_running_sessions_and_idle_connections_with_his_words()
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_session_that_hears_it_ends_the_connection() {
     let world = World::new().await;
-    world.script.lock().heartbeat = Duration::from_mins(1);
+    world.script.lock().heartbeat = Some(Duration::from_mins(1));
     let client = world.client().await;
     let mut beside = client.channel_open_session().await.expect("opens");
     beside.exec(true, "sleep 1000").await.expect("sends");

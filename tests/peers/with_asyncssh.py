@@ -27,6 +27,15 @@ async def main() -> None:
         equal("a filter both ways", hashlib.sha256(done.stdout).hexdigest(), SUM)
         all_ = await asyncio.gather(*(connection.run(f"echo {n}; exit {n}") for n in range(10)))
         equal("ten channels at once", [(done.stdout, done.exit_status) for done in all_], [(f"{n}\n", n) for n in range(10)])
+        # What is not supported is refused, once each: a second answer would end the connection.
+        for what in (connection.open_connection("127.0.0.1", 1), connection.open_unix_connection("/nosuch")):
+            try:
+                await asyncio.wait_for(what, 30)
+                raise SystemExit("a forwarded channel was opened")
+            except asyncssh.ChannelOpenError as refused:
+                equal("forwarding is refused", refused.code, asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED)
+        done = await connection.run("echo on")
+        equal("after that", done.stdout, "on\n")
         # Stuck both ways: nobody reads this program's output, and this program reads nothing.
         async with connection.create_process("yes", encoding=None) as unread:
             unread.stdout.channel.pause_reading()

@@ -13,7 +13,7 @@ mod terminal;
 mod world;
 
 pub use master::Master;
-pub use process::{Answered, Running, finish, wait_until};
+pub use process::{Answered, Running, finish, program, wait_until};
 pub use terminal::Terminal;
 pub use world::{Setup, World, image, only_embedded};
 

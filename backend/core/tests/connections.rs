@@ -115,6 +115,30 @@ async fn session_mode_makes_no_pod_yet_and_a_closed_connection_none_ever() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn in_session_mode_nobody_closes_another_services_connection() {
+    let world = World::new("session");
+    let leases = world.connections.leases();
+    let mut marks = 0;
+    for (n, operator) in [(1, false), (2, true)] {
+        let opened = world.open(n, 9, "a").await.expect("opened");
+        let contents = world.connections.keys().open(&opened.handle, "a").expect("a handle");
+        let admitted = async || leases.admit(contents.owner, contents.connection, "a").await.map_err(|r| r.reason());
+        // Who knows its id can ask for it, as for one that is gone: which it is, no pod tells.
+        assert_eq!(world.connections.close(contents.connection, "b").await, Ok(0));
+        assert_eq!(admitted().await, Ok(()), "b's word is not a's");
+        let done = if operator {
+            world.connections.terminate(contents.connection).await
+        } else {
+            world.connections.close(contents.connection, "a").await
+        };
+        assert_eq!(done, Ok(0));
+        assert_eq!(admitted().await, Err(Reason::Terminated), "though b was first");
+        marks += 2;
+        assert_eq!(world.cluster.leases().len(), 1 + marks, "the owner's, and both marks");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_lost_answer_left_is_closed_by_a_complete_heartbeat_once_it_is_not_young() {
     let world = World::new("connection");
     world.open(1, 9, "a").await.expect("opened");

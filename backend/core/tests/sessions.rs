@@ -808,7 +808,7 @@ async fn a_closed_connections_handle_starts_no_pod() {
     let world = World::session_mode().await;
     let leases = Leases::new(Arc::new(world.cluster.clone()), Ownership::new(NS));
     let until = Instant::now() + PATIENCE;
-    leases.revoke(world.contents.connection, &Closing::ByCaller, until).await.expect("revoked");
+    leases.revoke(world.contents.connection, &Closing::ByCaller("frontend".into()), until).await.expect("revoked");
     let refusal = world.open(&exec("x")).all().await.refusal.expect("a refusal");
     assert_eq!((refusal.reason(), refusal.message.as_str()), (Reason::Terminated, "the connection was closed"));
     assert_eq!(world.cluster.count(Call::CreatePod), 0);

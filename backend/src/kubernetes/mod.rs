@@ -5,6 +5,7 @@
 
 mod connect;
 mod error;
+mod files;
 mod frames;
 mod limit;
 mod pump;
@@ -12,6 +13,7 @@ mod token;
 mod watch;
 
 pub use connect::ConnectError;
+pub(crate) use files::problems;
 
 use crate::metrics::KubernetesMetrics;
 use async_trait::async_trait;

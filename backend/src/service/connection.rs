@@ -42,7 +42,7 @@ impl ConnectionService for Service {
                 Ok(()) => (Code::Ok, "ready"),
                 Err(refusal) => {
                     let reason = refusal.reason().as_str_name();
-                    tracing::info!(%connection, user, reason, message = refusal.message, "connection not opened");
+                    tracing::info!(%connection, user, reason, why = refusal.message, "connection not opened");
                     (podbay::code_of(refusal.reason()), "failed")
                 }
             };
@@ -110,7 +110,7 @@ impl ConnectionService for Service {
             caller.must_be_operator()?;
             let v1::TerminateConnectionRequest { connection_id: id, message } = request.get_ref();
             let id = connection_id(id)?;
-            tracing::info!(connection = %id, caller = caller.service(), ?message, "an operator ends a connection");
+            tracing::info!(connection = %id, caller = caller.service(), told = message, "an operator ends a connection");
             let pods_deleted = self.connections.terminate(id, message).await?;
             Ok(v1::TerminateConnectionResponse { pods_deleted })
         })

@@ -74,6 +74,6 @@ impl Service {
 }
 
 fn status(refusal: &Refusal) -> Status {
-    tracing::debug!(reason = refusal.reason().as_str_name(), message = refusal.message, "refused");
+    tracing::debug!(reason = refusal.reason().as_str_name(), why = refusal.message, "refused");
     refusal.clone().into_status()
 }

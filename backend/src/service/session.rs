@@ -77,7 +77,8 @@ impl Service {
             Ok(open) => open,
             Err(refusal) => {
                 self.metrics.call("RunSession", podbay::code_of(refusal.reason()), started.elapsed());
-                tracing::info!(caller = caller.service(), message = refusal.message, "session refused");
+                let reason = refusal.reason().as_str_name();
+                tracing::info!(caller = caller.service(), reason, why = refusal.message, "session refused");
                 // The client may be gone.
                 let _ = to_client.send(Err(refusal)).await;
                 return;
@@ -97,8 +98,9 @@ impl Service {
             _ => tonic::Code::Ok,
         };
         self.metrics.call("RunSession", code, started.elapsed());
-        let (reason, message) = refusal.map_or(("", String::new()), |r| (r.reason().as_str_name(), r.message));
-        tracing::info!(%connection, %session, kind, reason, message, stdin, stdout, stderr, "session ended");
+        let reason = refusal.as_ref().map(|refusal| refusal.reason().as_str_name());
+        let why = refusal.map(|refusal| refusal.message);
+        tracing::info!(%connection, %session, kind, reason, why, stdin, stdout, stderr, "session ended");
     }
 
     /// Reads and checks the first frame.

@@ -12,7 +12,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use tonic::{
     Code,
     transport::{Channel, Endpoint as Http2},
@@ -60,6 +60,8 @@ pub struct Endpoint {
     lanes: Mutex<Vec<Lane>>,
     streams: Arc<AtomicUsize>,
     health: AtomicU8,
+    /// Told when that changes.
+    changed: Arc<Notify>,
     /// The health watch; ends with the endpoint.
     watchers: Mutex<JoinSet<()>>,
 }
@@ -88,7 +90,14 @@ impl Drop for Running {
 
 impl Endpoint {
     /// A replica with `connections` connections, each made at its first call, and watched from now on.
-    pub fn new(replica: Replica, host: &str, security: &Security, connections: usize) -> Arc<Self> {
+    /// What is found out about its health is told to `changed`.
+    pub fn new(
+        replica: Replica,
+        host: &str,
+        security: &Security,
+        connections: usize,
+        changed: &Arc<Notify>,
+    ) -> Arc<Self> {
         let endpoint = Arc::new(Self {
             replica,
             host: host.to_owned(),
@@ -96,6 +105,7 @@ impl Endpoint {
             lanes: Mutex::default(),
             streams: Arc::default(),
             health: AtomicU8::new(Health::Unknown as u8),
+            changed: Arc::clone(changed),
             watchers: Mutex::default(),
         });
         let lanes = (0..connections.clamp(1, MAX_CONNECTIONS)).map(|_| endpoint.lane()).collect();
@@ -143,6 +153,7 @@ impl Endpoint {
     pub fn set_health(&self, health: Health) {
         if self.health.swap(health as u8, Ordering::Relaxed) != health as u8 {
             info!(replica = %self.replica, ?health, "backend replica");
+            self.changed.notify_one();
         }
     }
 

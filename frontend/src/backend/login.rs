@@ -4,7 +4,7 @@
 
 use super::{
     Backend, Failure, Tour,
-    owner::Owner,
+    owner::{Claim, Owner},
     phase::{Opened, Phase, Terms},
 };
 use crate::metrics::{Closing, Metrics};
@@ -91,7 +91,7 @@ impl Login {
             tour: Tour::default(),
         };
         let opened = tokio::select! {
-            opened = self.open(backend, claim.owner_id(), &mut opening) => opened,
+            opened = self.open(backend, &claim, &mut opening) => opened,
             () = self.gone.cancelled() => {
                 debug!("the client went before the connection was open");
                 return self.close(backend, metrics, &opening).await;
@@ -141,14 +141,9 @@ impl Login {
             "connection closed");
     }
 
-    async fn open(
-        &self,
-        backend: &dyn Backend,
-        owner: podbay::OwnerId,
-        opening: &mut Opening,
-    ) -> Result<Opened, OpenError> {
+    async fn open(&self, backend: &dyn Backend, claim: &Claim, opening: &mut Opening) -> Result<Opened, OpenError> {
         loop {
-            let failure = match self.attempt(backend, owner, opening).await {
+            let failure = match self.attempt(backend, claim, opening).await {
                 Ok(opened) => return Ok(opened),
                 Err(Stopped::Failed(failure)) => failure,
                 Err(Stopped::TooLate) => return Err(opening.error(opening.too_late())),
@@ -169,16 +164,11 @@ impl Login {
 
     /// One call, each wait bounded by the deadline of the moment: Accepted moves it. The stream is dropped on every way
     /// out, which asks for an unfinished start to be undone.
-    async fn attempt(
-        &self,
-        backend: &dyn Backend,
-        owner: podbay::OwnerId,
-        opening: &mut Opening,
-    ) -> Result<Opened, Stopped> {
+    async fn attempt(&self, backend: &dyn Backend, claim: &Claim, opening: &mut Opening) -> Result<Opened, Stopped> {
         let user = v1::User { name: self.user.clone(), authenticated_name: String::new() };
         let request = v1::OpenConnectionRequest {
             connection_id: self.id.to_string(),
-            owner_id: owner.to_string(),
+            owner_id: claim.owner_id().to_string(),
             user: Some(user),
             remote_address: self.remote.clone(),
             ..Default::default()
@@ -194,6 +184,7 @@ impl Login {
         while let Some(event) = timeout_at(opening.deadline, events.next()).await.map_err(|_| Stopped::TooLate)? {
             match event?.event {
                 Some(v1::open_connection_response::Event::Accepted(accepted)) => {
+                    claim.told(accepted.heartbeat_interval.and_then(|d| Duration::try_from(d).ok()));
                     let terms = opening.accepted(accepted.into());
                     self.phase.send_replace(Phase::Starting { terms, progress: None, since: Instant::now() });
                 }

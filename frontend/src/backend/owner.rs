@@ -10,13 +10,17 @@ use std::{
 };
 use tokio::{
     sync::{Notify, broadcast, watch},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 /// Until the backend has told its own interval.
 const FIRST_INTERVAL: Duration = Duration::from_secs(5);
+
+/// From the first claim to the first heartbeat, whose answer tells the interval also where Accepted did not. Not at once:
+/// the lease is made by OpenConnection, and two that make it are in each other's way.
+const FIRST_BEAT: Duration = Duration::from_millis(250);
 
 /// The bounds of what it may tell.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_mins(1));
@@ -37,6 +41,8 @@ const HANDLE_BYTES_A_BEAT: usize = 512 * 1024;
 #[derive(Debug)]
 struct State {
     id: OwnerId,
+    /// Whether the backend may know of it: it was given to a connection.
+    claimed: bool,
     connections: BTreeMap<ConnectionId, Entry>,
     /// Handles after this one come next.
     cursor: Option<ConnectionId>,
@@ -55,6 +61,8 @@ pub struct Owner {
     state: Mutex<State>,
     lost: broadcast::Sender<OwnerId>,
     first_claim: Notify,
+    /// Between heartbeats, as the backend has told it last.
+    interval: watch::Sender<Duration>,
 }
 
 /// A connection that this process has; dropped when it is closed.
@@ -81,6 +89,11 @@ impl Claim {
         }
     }
 
+    /// The backend has told how soon it wants a heartbeat, or has not.
+    pub fn told(&self, interval: Option<Duration>) {
+        self.owner.told(interval);
+    }
+
     /// It has a handle now, which heartbeats keep fresh.
     pub fn opened(&self, opened: &Arc<Opened>) {
         if let Some(entry) = self.owner.state().connections.get_mut(&self.connection) {
@@ -98,8 +111,13 @@ impl Drop for Claim {
 impl Owner {
     /// An owner with a fresh random id.
     pub fn new() -> Arc<Self> {
-        let state = State { id: fresh(), connections: BTreeMap::new(), cursor: None };
-        Arc::new(Self { state: Mutex::new(state), lost: broadcast::Sender::new(8), first_claim: Notify::new() })
+        let state = State { id: fresh(), claimed: false, connections: BTreeMap::new(), cursor: None };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            lost: broadcast::Sender::new(8),
+            first_claim: Notify::new(),
+            interval: watch::Sender::new(FIRST_INTERVAL),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -110,6 +128,7 @@ impl Owner {
     pub fn claim(self: &Arc<Self>, connection: ConnectionId) -> Claim {
         let mut state = self.state();
         let owner_id = state.id;
+        state.claimed = true;
         let (terminated, told) = watch::channel(None);
         state.connections.insert(connection, Entry { owner: owner_id, opened: Weak::new(), terminated });
         self.first_claim.notify_one();
@@ -126,6 +145,14 @@ impl Owner {
         self.lost.subscribe()
     }
 
+    /// The backend wants a heartbeat within this time, and then again and again; absent = it has not said.
+    pub fn told(&self, interval: Option<Duration>) {
+        if let Some(interval) = interval {
+            let interval = interval.clamp(INTERVALS.0, INTERVALS.1);
+            self.interval.send_if_modified(|old| std::mem::replace(old, interval) != interval);
+        }
+    }
+
     /// The lease of `lost` ran out: its pods are being deleted. New connections get a new owner.
     pub fn expired(&self, lost: OwnerId) {
         let mut state = self.state();
@@ -133,6 +160,7 @@ impl Owner {
             return;
         }
         state.id = fresh();
+        state.claimed = false;
         let connections = state.connections.values().filter(|entry| entry.owner == lost).count();
         error!(owner = %lost, connections, "the lease of this process was lost; its connections end");
         let _ = self.lost.send(lost);
@@ -177,17 +205,24 @@ impl Owner {
 
     /// Renews the lease until `stop`. There is no lease, and nothing to renew, before the first connection.
     pub async fn run(self: Arc<Self>, backend: Arc<dyn Backend>, stop: CancellationToken) {
-        let mut interval = FIRST_INTERVAL;
+        let mut told = self.interval.subscribe();
         tokio::select! {
             () = stop.cancelled() => return,
             () = self.first_claim.notified() => {}
         }
+        let mut next = Instant::now() + FIRST_BEAT.min(*told.borrow_and_update());
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = sleep(interval) => {}
+                // Shorter than what was waited for: sooner.
+                Ok(()) = told.changed() => {
+                    next = next.min(Instant::now() + *told.borrow_and_update());
+                    continue;
+                }
+                () = sleep_until(next) => {}
             }
             let (id, request, opened) = self.beat(false);
+            let interval = *told.borrow_and_update();
             match self.send(&*backend, request, PATIENCE.min(interval * 2)).await {
                 Ok(answer) => {
                     self.terminated(&answer.terminated);
@@ -196,8 +231,7 @@ impl Owner {
                             one.handle.store(Arc::new(handle));
                         }
                     }
-                    let told = answer.interval.and_then(|d| Duration::try_from(d).ok());
-                    interval = told.unwrap_or(FIRST_INTERVAL).clamp(INTERVALS.0, INTERVALS.1);
+                    self.told(answer.interval.and_then(|d| Duration::try_from(d).ok()));
                 }
                 Err(Some(refusal)) if refusal.reason() == v1::Reason::OwnerExpired => self.expired(id),
                 Err(refusal) => {
@@ -205,11 +239,15 @@ impl Owner {
                     warn!(owner = %id, "heartbeat failed, the lease is not renewed: {text}");
                 }
             }
+            next = Instant::now() + *told.borrow_and_update();
         }
     }
 
-    /// The process ends: its lease is deleted and whatever it still has is closed.
+    /// The process ends: its lease is deleted and whatever it still has is closed. Without a connection there is no lease.
     pub async fn leave(&self, backend: &dyn Backend, within: Duration) {
+        if !self.state().claimed {
+            return;
+        }
         let (id, request, _) = self.beat(true);
         if let Err(refusal) = self.send(backend, request, within).await {
             let text = refusal.map_or_else(String::new, |refusal| refusal.message);
@@ -225,18 +263,20 @@ impl Owner {
         within: Duration,
     ) -> Result<v1::HeartbeatResponse, Option<v1::Refusal>> {
         let deadline = Instant::now() + within;
+        // Short leases leave time for another replica too.
+        let (one_call, pause) = (ONE_CALL.min(within / 2), PAUSE.min(within / 4));
         let mut tour = Tour::default();
         let mut last = None;
         let sending = async {
             loop {
-                match backend.heartbeat(tour.choice.clone(), request.clone(), ONE_CALL).await {
+                match backend.heartbeat(tour.choice.clone(), request.clone(), one_call).await {
                     Ok((_, answer)) => return Ok(answer),
                     Err(failure) if !failure.may_retry() => return Err(failure.refusal()),
                     Err(failure) => {
                         debug!("heartbeat goes elsewhere: {failure}");
                         if let Err(failure) = tour.failed(failure) {
                             last = Some(failure.refusal());
-                            sleep(PAUSE).await;
+                            sleep(pause).await;
                         }
                     }
                 }

@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{net::lookup_host, time::sleep};
+use tokio::{net::lookup_host, sync::Notify, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 use tracing::{debug, warn};
@@ -40,13 +40,15 @@ pub struct Pool {
     addresses: Addresses,
     security: Security,
     endpoints: ArcSwap<Endpoints>,
+    /// Replicas or their health have changed; for one that waits.
+    changed: Arc<Notify>,
     metrics: Metrics,
 }
 
 impl Pool {
     /// A pool that knows no replica until [`resolve`](Self::resolve).
     pub fn new(addresses: Addresses, security: Security, metrics: Metrics) -> Arc<Self> {
-        Arc::new(Self { addresses, security, endpoints: ArcSwap::default(), metrics })
+        Arc::new(Self { addresses, security, endpoints: ArcSwap::default(), changed: Arc::default(), metrics })
     }
 
     /// Resolves the names once. Replicas that stay keep their connections; those that went finish what runs on them.
@@ -60,7 +62,8 @@ impl Pool {
                 Ok(addresses) => {
                     for replica in addresses.map(Replica) {
                         let endpoint = known.get(&replica).cloned().unwrap_or_else(|| {
-                            Endpoint::new(replica, host, &self.security, self.addresses.connections)
+                            let connections = self.addresses.connections;
+                            Endpoint::new(replica, host, &self.security, connections, &self.changed)
                         });
                         found.insert(replica, endpoint);
                     }
@@ -80,6 +83,7 @@ impl Pool {
         if !found.keys().eq(known.keys()) {
             debug!(replicas = ?found.keys().collect::<Vec<_>>(), "backend replicas");
             self.endpoints.store(Arc::new(found));
+            self.changed.notify_one();
         }
     }
 
@@ -93,9 +97,14 @@ impl Pool {
         }
     }
 
-    /// Whether any replica is known to serve, or may.
-    pub fn is_usable(&self) -> bool {
-        self.endpoints.load().values().any(|endpoint| endpoint.health() <= Health::Unknown)
+    /// Whether any replica says that it serves.
+    pub fn is_serving(&self) -> bool {
+        self.endpoints.load().values().any(|endpoint| endpoint.health() == Health::Serving)
+    }
+
+    /// Returns when [`is_serving`](Self::is_serving) may have changed since the last call. For one task at a time; cancel safe.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     fn pick(&self, choice: &Choice) -> Option<Arc<Endpoint>> {

@@ -19,8 +19,8 @@ use podbay_runtime::{
 const BACKENDS: [&str; 6] = ["kubernetes", "grpc", "ownership", "security", "backend", "docker"];
 
 /// Sections that nobody has built yet.
-const NOT_BUILT: [&str; 9] =
-    ["auth", "configserver", "audit", "geoip", "metrics", "health", "kuberun", "dockerrun", "sshproxy"];
+const NOT_BUILT: [&str; 10] =
+    ["auth", "authz", "configserver", "audit", "geoip", "metrics", "health", "kuberun", "dockerrun", "sshproxy"];
 
 /// Everything the frontend is told.
 #[derive(Debug, Clone)]
@@ -111,6 +111,7 @@ frontend:
   backend: {addresses: [], tls: {ca: /nonexistent/ca}}
   drainTimeout: soon
 audit: {}
+authz: {method: none}
 kubernetes: {anything: goes}
 security: {anything: goes}
 ",
@@ -133,6 +134,7 @@ security: {anything: goes}
             "/nonexistent/ca",
             "frontend.drainTimeout",
             "audit",
+            "authz: is not supported",
         ] {
             assert!(found(needle) || needle == "NONSENSE", "{needle} is not in {mistakes:#?}");
         }

@@ -89,6 +89,11 @@ impl Session {
             () = input.evicted() => Ok((Ending::Lost(EVICTED.to_owned()), None)),
             text = conn.ended_for_session() => Ok((Ending::Lost(text.to_string()), None)),
         };
+        let refused = ended.is_err();
+        if refused {
+            // Nothing ran: whatever status stands for that, and though OpenSSH leaves over it.
+            counted.end = SessionEnd::Failed;
+        }
         let (ending, kept) = match ended {
             Ok(ended) => {
                 starting.answer.success().await;
@@ -110,7 +115,10 @@ impl Session {
         // All output goes out first, however long the client takes to read it.
         output.finish();
         while tasks.join_next().await.is_some() {}
-        counted.end = close(&handle, &write, report).await;
+        let end = close(&handle, &write, report).await;
+        if !refused {
+            counted.end = end;
+        }
         if let Some(kept) = kept {
             kept.known();
         }

@@ -44,7 +44,10 @@ pub struct Script {
     pub timeouts: Duration,
     pub subsystems: Vec<String>,
     pub max_sessions: u32,
-    pub heartbeat: Duration,
+    /// What Accepted tells.
+    pub first_heartbeat: Option<Duration>,
+    /// What heartbeats' answers tell.
+    pub heartbeat: Option<Duration>,
     pub owner_expired: bool,
     /// What heartbeats say that operators ended: ids and messages.
     pub terminated: Vec<(String, String)>,
@@ -68,7 +71,8 @@ impl Default for Script {
             timeouts: Duration::from_mins(1),
             subsystems: vec!["echo".to_owned()],
             max_sessions: 0,
-            heartbeat: Duration::from_millis(200),
+            first_heartbeat: None,
+            heartbeat: Some(Duration::from_millis(200)),
             owner_expired: false,
             terminated: Vec::new(),
             opened: Vec::new(),
@@ -103,7 +107,12 @@ pub struct Replica {
 impl Replica {
     /// Starts one; with TLS where files are given.
     pub fn start(script: &Shared, tls: Option<&super::tls::Files>) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+        Self::start_at(([127, 0, 0, 1], 0).into(), script, tls)
+    }
+
+    /// The same at this address.
+    pub fn start_at(address: SocketAddr, script: &Shared, tls: Option<&super::tls::Files>) -> Self {
+        let listener = std::net::TcpListener::bind(address).expect("binds");
         listener.set_nonblocking(true).expect("sets");
         let address = listener.local_addr().expect("an address");
         let runtime =
@@ -193,7 +202,13 @@ impl ConnectionService for Service {
             let mode = v1::ExecutionMode::Connection.into();
             (
                 script.opening.clone(),
-                v1::Accepted { timeouts: Some(timeouts), policy: Some(policy), mode, backend_wait: None },
+                v1::Accepted {
+                    timeouts: Some(timeouts),
+                    policy: Some(policy),
+                    mode,
+                    backend_wait: None,
+                    heartbeat_interval: script.first_heartbeat.and_then(wire),
+                },
             )
         };
         tokio::spawn(async move {
@@ -262,7 +277,7 @@ impl ConnectionService for Service {
             return Err(v1::Refusal::new(v1::Reason::OwnerExpired, "the lease ran out").into_status());
         }
         Ok(Response::new(v1::HeartbeatResponse {
-            interval: prost_types::Duration::try_from(script.heartbeat).ok(),
+            interval: script.heartbeat.and_then(|d| prost_types::Duration::try_from(d).ok()),
             lease_duration: None,
             handles,
             terminated: script

@@ -61,6 +61,7 @@ pub struct World {
     pub script: Shared,
     pub replicas: Vec<Replica>,
     pub registry: Registry,
+    pub readiness: Readiness,
     pub shutdown: Shutdown,
     pub frontend: Option<JoinHandle<()>>,
     pub dir: tempfile::TempDir,
@@ -121,11 +122,13 @@ impl World {
         let address = listener.local_addr().expect("an address");
         let (mut registry, shutdown) = (Registry::default(), Shutdown::new());
         let metrics = Some(Metrics::new(&mut registry));
-        let parts = Parts { metrics, readiness: Readiness::default(), shutdown: shutdown.clone(), backend: None };
+        let readiness = Readiness::default();
+        let parts = Parts { metrics, readiness: readiness.clone(), shutdown: shutdown.clone(), backend: None };
         let frontend = tokio::spawn(async move {
             podbay_frontend::run(config, listener, parts).await.expect("runs");
         });
-        Self { address, script, replicas: running, registry, shutdown, frontend: Some(frontend), dir, key }
+        let frontend = Some(frontend);
+        Self { address, script, replicas: running, registry, readiness, shutdown, frontend, dir, key }
     }
 
     /// Alice's client.

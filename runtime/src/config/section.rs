@@ -150,6 +150,22 @@ impl Section {
         self.sink.add(at, &self.below(key), message);
     }
 
+    /// Records a mistake at a value further down, or at the last that is there on the way to it: for what shows only when
+    /// the sections were read.
+    pub fn mistake_at(&self, keys: &[&str], message: impl Into<String>) {
+        let (mut at, mut node) = (self.at, self.node.clone());
+        for key in keys {
+            node = node.and_then(|node| match &node.value {
+                Value::Map(entries) => {
+                    entries.iter().find(|(name, ..)| name == key).map(|(_, _, below)| Rc::clone(below))
+                }
+                _ => None,
+            });
+            at = node.as_ref().map_or(at, |node| node.at);
+        }
+        self.sink.add(at, &self.below(&keys.join(".")), message);
+    }
+
     fn below(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }

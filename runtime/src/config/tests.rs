@@ -71,6 +71,17 @@ fn what_is_not_built_is_refused_by_name() {
     assert_eq!(found, ["f.yaml:1:1: audit: is not supported: there is no audit log yet"]);
 }
 
+#[test]
+fn a_mistake_further_down_has_its_place() {
+    let found = mistakes("a:\n  b: {c: 1}\n", |root| {
+        root.section("a").section("b").get::<u32>("c");
+        root.mistake_at(&["a", "b", "c"], "is one");
+        root.mistake_at(&["a", "b", "d"], "is not there");
+        root.mistake_at(&["x", "y"], "is nowhere");
+    });
+    assert_eq!(found, ["f.yaml:1:1: x.y: is nowhere", "f.yaml:2:6: a.b.d: is not there", "f.yaml:2:10: a.b.c: is one"]);
+}
+
 #[derive(Debug, Default, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 struct Spec {

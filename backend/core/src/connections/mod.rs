@@ -112,6 +112,7 @@ impl Connections {
             }),
             mode: v1::ExecutionMode::from(config.mode).into(),
             backend_wait: Some(duration_proto(self.leases.ownership().backend_wait)),
+            heartbeat_interval: Some(duration_proto(self.leases.ownership().heartbeat())),
         };
         events.send(OpenEvent::Accepted(accepted)).await.map_err(|_| given_up())?;
         let deadline = Instant::now() + timeouts.pod_start;
@@ -171,7 +172,7 @@ impl Connections {
         }
         tracing::info!(
             target: "podbay::activity",
-            connection = %who.connection, user = who.user.name, remote = ?who.remote, pod = pod_name,
+            connection = %who.connection, user = who.user.name, remote = who.remote.map(tracing::field::display), pod = pod_name,
             "connection opened"
         );
         Ok(())
@@ -182,7 +183,7 @@ impl Connections {
     ///
     /// Cancel safe, in that dropping it leaves the deletion asked but not awaited.
     pub async fn close(&self, id: ConnectionId, caller: &str) -> Result<u32, Refusal> {
-        self.end(id, Some(caller), &Closing::ByCaller).await
+        self.end(id, Some(caller), &Closing::ByCaller(caller.to_owned())).await
     }
 
     /// Closes anybody's connection; for operators. Its sessions end with `TERMINATED` and the message, and so say the
@@ -200,7 +201,7 @@ impl Connections {
             || Refusal::new(Reason::PodStopTimeout, "the pods were not gone in time; they will be removed later");
         let whole = async {
             match (self.settings.pod.mode, why) {
-                (Mode::Connection, Closing::ByCaller) => {}
+                (Mode::Connection, Closing::ByCaller(_)) => {}
                 // First, so that sessions that find their pod gone find the words too; but words hold no deletion up.
                 (Mode::Connection, Closing::ByOperator(_)) => {
                     let marked = self.leases.revoke(id, why, Instant::now() + budget / 4);

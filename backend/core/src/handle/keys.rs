@@ -69,7 +69,11 @@ impl KeyRing {
     /// base64. `None` where there is none (then [`Self::random`] does for a single replica), or where a mistake was recorded.
     pub fn read(grpc: &mut Section) -> Option<Self> {
         let mut keys: Vec<Key> = Vec::new();
-        for mut entry in grpc.list("handleKeys") {
+        let entries = grpc.list("handleKeys");
+        if entries.is_empty() && grpc.has("handleKeys") {
+            grpc.mistake("handleKeys", "names no key: give at least one, or leave it out where there is one replica");
+        }
+        for mut entry in entries {
             let id = entry.required::<String>("id");
             let (inline, file) = (entry.get::<Secret>("key"), entry.get::<PathBuf>("file"));
             let (at, text) = match (inline, file) {

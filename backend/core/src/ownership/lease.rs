@@ -109,14 +109,17 @@ impl Leases {
     /// # Errors
     /// `OWNER_EXPIRED`, `TERMINATED`, `CALLER_NOT_ALLOWED`, `KUBERNETES_UNAVAILABLE`.
     pub async fn admit(&self, owner: OwnerId, connection: ConnectionId, caller: &str) -> Result<(), Refusal> {
-        let (owners, closed) = (lease_name(owner), mark::name(connection));
-        let namespace = &self.ownership.namespace;
-        let (lease, closed) =
-            futures::join!(self.cluster.get_lease(namespace, &owners), self.cluster.get_lease(namespace, &closed));
-        match closed {
-            Err(ClusterError::NotFound { .. }) => {}
-            Ok(mark) => return Err(mark::refusal(&mark)),
-            Err(error) => return Err(unavailable("read", &error)),
+        let names = [lease_name(owner), mark::name(connection, Some(caller)), mark::name(connection, None)];
+        let [lease, closed, terminated] =
+            names.each_ref().map(|name| self.cluster.get_lease(&self.ownership.namespace, name));
+        let (lease, closed, terminated) = futures::join!(lease, closed, terminated);
+        // An operator's says more.
+        for mark in [terminated, closed] {
+            match mark {
+                Err(ClusterError::NotFound { .. }) => {}
+                Ok(mark) => return Err(mark::refusal(&mark)),
+                Err(error) => return Err(unavailable("read", &error)),
+            }
         }
         match lease {
             Ok(lease) => check(&lease, owner, caller),

@@ -1,10 +1,10 @@
-//! Marks of connections that are over: a lease `podbay-closed-<connection>` that no owner has, which the reaper removes
+//! Marks of connections that are over: leases `podbay-closed-<connection>…` that no owner has, which the reaper removes
 //! after a while. Session starts refuse what is marked; where an operator made the mark, it carries the words for the user.
 
 use super::lease::{EXPIRED, Leases, unavailable};
 use crate::{
     cluster::ClusterError,
-    identity::{self, CONNECTION, MESSAGE, TERMINATED, TERMINATED_YES},
+    identity::{self, CALLER, CONNECTION, MESSAGE, TERMINATED, TERMINATED_YES},
     lifecycle::Backoff,
 };
 use k8s_openapi::api::coordination::v1::Lease;
@@ -12,6 +12,7 @@ use podbay::{
     ConnectionId,
     v1::{Reason, Refusal},
 };
+use sha2::{Digest as _, Sha256};
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{Instant, sleep};
 
@@ -21,8 +22,8 @@ const MAX_MESSAGE: usize = 256;
 /// Why a connection ends before its owner ended it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Closing {
-    /// Its caller closes it.
-    ByCaller,
+    /// This calling service closes it. Its mark counts for its own handles only: whose the connection is, no pod may tell yet.
+    ByCaller(String),
     /// An operator ends it, with these words for the user, which may be empty.
     ByOperator(String),
 }
@@ -43,9 +44,18 @@ impl Closing {
     }
 }
 
-/// The mark's name.
-pub(super) fn name(connection: ConnectionId) -> String {
-    format!("podbay-closed-{connection}")
+/// The mark's name: of a calling service, or of operators. Each has one of its own, so that nobody who knows an id can end
+/// another's connection, nor, by being first, keep its own caller from ending it.
+pub(super) fn name(connection: ConnectionId, by: Option<&str>) -> String {
+    match by {
+        None => format!("podbay-closed-{connection}"),
+        // A service's name may hold anything; half a SHA-256 may not be found twice, and is a name for Kubernetes.
+        Some(caller) => {
+            let mut digest = hex::encode(Sha256::digest(caller));
+            digest.truncate(32);
+            format!("podbay-closed-{connection}-{digest}")
+        }
+    }
 }
 
 /// Why no program starts on the connection that has this mark.
@@ -70,11 +80,18 @@ impl Leases {
     /// # Errors
     /// `KUBERNETES_UNAVAILABLE` and the like, at the deadline.
     pub async fn revoke(&self, connection: ConnectionId, why: &Closing, deadline: Instant) -> Result<(), Refusal> {
-        let mut lease = self.bare(name(connection), EXPIRED);
+        let by = match why {
+            Closing::ByCaller(caller) => Some(caller.as_str()),
+            Closing::ByOperator(_) => None,
+        };
+        let mut lease = self.bare(name(connection, by), EXPIRED);
         let labels = lease.metadata.labels.get_or_insert_default();
         labels.insert(CONNECTION.into(), connection.to_string());
         match why {
-            Closing::ByCaller => {}
+            // For people.
+            Closing::ByCaller(caller) => {
+                lease.metadata.annotations = Some(BTreeMap::from([(CALLER.to_owned(), caller.clone())]));
+            }
             Closing::ByOperator(message) => {
                 labels.insert(TERMINATED.into(), TERMINATED_YES.into());
                 if !message.is_empty() {
@@ -97,7 +114,7 @@ impl Leases {
     /// The refusal of a connection that an operator ended. `None` also where that can't be read: it is asked when something
     /// has gone wrong already, and must not make it worse. One read, bounded by `timeouts.http`.
     pub async fn terminated(&self, connection: ConnectionId) -> Option<Refusal> {
-        let mark = self.cluster.get_lease(&self.ownership.namespace, &name(connection)).await.ok()?;
+        let mark = self.cluster.get_lease(&self.ownership.namespace, &name(connection, None)).await.ok()?;
         terminated(&mark).is_some().then(|| refusal(&mark))
     }
 
