@@ -87,7 +87,6 @@ def grown(server, kind, count):
 
 def idle(fresh, rows, plan):
     """`fresh()` gives new servers (Podbay, sshd): memory that was used before would hide growth."""
-    rows.idle = {}
     for name, kind in (("with a shell", Shell), ("without a session", Quiet)):
         with fresh() as servers:
             ours, theirs = (grown(server, kind, plan.idle) for server in servers)

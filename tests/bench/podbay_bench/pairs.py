@@ -15,6 +15,10 @@ class Rows:
     def __init__(self):
         self.rows = []
         self.checks = []
+        # {transfer: {process: seconds of CPU time per GB}}; a figure that other load hardly changes.
+        self.cpu = {}
+        # {kind of connection: {process: {rss, pss} in bytes per connection}}.
+        self.idle = {}
 
     def pair(self, name, unit, values, *, aim=None, larger_is_better=False):
         """A row of paired values {server: [value, ...]}. The ratio is podbay / sshd: the median over the pairs."""
@@ -85,6 +89,11 @@ def table(rows):
         reached = {None: "–", True: "yes", False: "**no**"}[row["reached"]]
         cells = [row["name"], unit, number(row["podbay"], unit), number(row["sshd"], unit), ratio, aim, reached]
         lines.append("| " + " | ".join(cells) + " |")
+    if rows.cpu:
+        parts = list(dict.fromkeys(part for used in rows.cpu.values() for part in used if part != "pod supervisors"))
+        lines += ["", f"| CPU seconds per GB | {' | '.join(parts)} |", "| --- |" + " --- |" * len(parts)]
+        for transfer, used in rows.cpu.items():
+            lines.append(f"| {transfer} | " + " | ".join(f"{used[part]:.2f}" for part in parts) + " |")
     lines += ["", "| checked | | |", "| --- | --- | --- |"]
     for check in rows.checks:
         lines.append(f"| {check['name']} | {'good' if check['good'] else '**FAILED**'} | {check['detail']} |")
