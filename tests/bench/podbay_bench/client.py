@@ -123,6 +123,7 @@ class Channel:
     """A session through a control socket."""
 
     def __init__(self, path, command, stdin, stdout):
+        self.what = f"{command!r} through {path}"
         self.null = os.open(os.devnull, os.O_RDWR)
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(PATIENCE * 5)
@@ -144,25 +145,29 @@ class Channel:
         return struct.pack(">I", len(data)) + data
 
     def exactly(self, count):
+        """So many bytes; None where the connection has ended before the first."""
         got = b""
         while len(got) < count:
             if not (piece := self.socket.recv(count - len(got))):
-                raise Failed("the control connection ended")
+                if got:
+                    raise Failed("the control connection ended within a message")
+                return None
             got += piece
         return got
 
-    def message(self):
-        body = self.exactly(*struct.unpack(">I", self.exactly(4)))
-        return struct.unpack(">I", body[:4])[0], body[4:]
-
     def wait(self):
-        """The program's exit status."""
-        while True:
-            kind, body = self.message()
+        """The program's exit status, once the channel is closed: the status may come before the master has written all output."""
+        status = None
+        while (length := self.exactly(4)) is not None:
+            body = self.exactly(*struct.unpack(">I", length)) or b""
+            kind = struct.unpack(">I", body[:4])[0]
             if kind == EXIT_MESSAGE:
-                return struct.unpack(">I", body[4:8])[0]
-            if kind not in (HELLO, OPENED):
+                status = struct.unpack(">I", body[8:12])[0]
+            elif kind not in (HELLO, OPENED):
                 raise Failed(f"the master answers {kind:#x}: {body!r}")
+        if status is None:
+            raise Failed(f"{self.what} ended without an exit status")
+        return status
 
     def close(self):
         self.socket.close()
