@@ -38,6 +38,7 @@ use podbay_backend_core::{
 use serde::de::DeserializeOwned;
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, time::timeout};
+use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
 use tokio_util::task::TaskTracker;
 
 const PAGE: u32 = 500;
@@ -224,7 +225,10 @@ impl Cluster for KubeCluster {
         self.unary.metrics.request(verb, started.elapsed(), connected.as_ref().err());
         let connection = connected?;
         let half_close = connection.supports_stream_close();
-        Ok(pump::run(connection.into_stream(), half_close, &self.tasks))
+        // Nothing was read yet: kube only checked the answer's head.
+        let raw = connection.into_stream().into_inner();
+        let socket = WebSocketStream::from_raw_socket(raw, Role::Client, Some(pump::socket_config())).await;
+        Ok(pump::run(socket, half_close, &self.tasks))
     }
 
     async fn list_leases(&self, namespace: &str, selector: &str) -> Result<Vec<Lease>, ClusterError> {

@@ -20,7 +20,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval, timeout},
 };
-use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::tungstenite::{self, Message, protocol::WebSocketConfig};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Frames of output under way to their consumer: 8 × 32 KiB.
@@ -35,6 +35,14 @@ const SILENCE: Duration = Duration::from_secs(80);
 const LINGER: Duration = Duration::from_secs(2);
 /// A Status longer than this is no Status.
 const MAX_STATUS: usize = 64 * 1024;
+/// Bytes that are read from a socket at once: one TLS record. tungstenite's own 128 KiB are cleared before each read, and are
+/// most of what an idle session costs.
+const READ_BUFFER: usize = 16 * 1024;
+
+/// How the sockets buffer.
+pub(super) fn socket_config() -> WebSocketConfig {
+    WebSocketConfig::default().read_buffer_size(READ_BUFFER)
+}
 
 /// Starts both tasks.
 pub(super) fn run<S>(socket: S, half_close: bool, tasks: &TaskTracker) -> Streams

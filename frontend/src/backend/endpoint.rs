@@ -24,6 +24,9 @@ use tracing::{debug, info};
 const STREAM_WINDOW: u32 = 512 * 1024;
 const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 
+/// A message of 32 KiB comes in one frame; the default of 16 KiB makes it three.
+const MAX_FRAME: u32 = 64 * 1024;
+
 /// From this many streams a connection is full, and another is made; servers allow 128.
 const STREAMS_A_CONNECTION: usize = 100;
 
@@ -132,6 +135,7 @@ impl Endpoint {
         let channel = Http2::from_static("http://podbay-backend")
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(MAX_FRAME)
             .http2_keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(10))
             .keep_alive_while_idle(true)

@@ -1,0 +1,1 @@
+"""Measures Podbay beside OpenSSH's sshd; see `run` in the folder above."""
