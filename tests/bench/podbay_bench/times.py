@@ -133,7 +133,7 @@ def bulk(servers, rows, plan, folder):
                f"{transfer.compared} of {plan.bulk >> 20} MiB")
     rows.cpu = {f"{'download' if down else 'upload'}, {cipher}": {part: sorted(used)[len(used) // 2]
                                                                  for part, used in parts.items()}
-                for (cipher, down), parts in cpu.items()}
+                for (cipher, down), parts in cpu.items()} if plan.transfers > 1 else {}
     os.unlink(target)
     return source, whole
 
