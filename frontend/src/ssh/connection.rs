@@ -4,6 +4,7 @@ use super::{
     gate::Gated,
     handler::Callbacks,
     options::socket_options,
+    prompt::Prompt,
     shared::{Conn, Stage},
 };
 use crate::{
@@ -43,7 +44,7 @@ pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, per
     let counted = Counted::new(&server, ConnectionState::Unauthenticated);
     let keyed_by = Instant::now() + server.config.frontend.handshake_timeout;
     let logged_in_by = Instant::now() + server.config.frontend.login_grace_time;
-    let gated = Gated::new(stream, conn.gate.clone());
+    let gated = Gated::new(Prompt::new(stream), conn.gate.clone());
     // russh's task can't be dropped from here: cutting its stream ends it, also when this future is dropped.
     let ending = Ending(Arc::clone(&conn));
     let started = run_stream(Arc::clone(&server.russh), gated, Callbacks::new(Arc::clone(&conn)));

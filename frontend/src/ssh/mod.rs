@@ -6,6 +6,7 @@ mod handler;
 mod input;
 mod late;
 mod options;
+mod prompt;
 mod shared;
 
 pub(crate) use connection::serve;

@@ -66,6 +66,27 @@ def echo(servers, rows, plan):
         rows.pair(f"echo round trip, {kind}, p99", "ms", tails)
 
 
+def lines(servers, rows, plan):
+    """A line in two pieces, of which the program answers only the second: what a lone small packet waits for on its way."""
+    command = 'stty raw -echo; echo ready; while read -r line; do echo "$line"; done'
+    with ExitStack() as stack:
+        sessions = {server.name: stack.enter_context(Long(server, "-tt", command=command)) for server in servers}
+        for session in sessions.values():
+            read_until(session.out, b"ready")
+
+        def one(server):
+            session = sessions[server.name]
+            os.write(session.into, b"x")
+            time.sleep(0.002)
+            began = time.perf_counter()
+            os.write(session.into, b"\n")
+            read_until(session.out, b"x")
+            return time.perf_counter() - began
+
+        took = measure(servers, plan.blocks * 5, one)
+    rows.pair("answer to the second of two keys, terminal", "ms", took, aim=3.0)
+
+
 def drain(session):
     """Reads the end of the line that said ready, by a byte that can be told from it."""
     os.write(session.into, b"\x01")
@@ -133,7 +154,7 @@ def bulk(servers, rows, plan, folder):
                f"{transfer.compared} of {plan.bulk >> 20} MiB")
     rows.cpu = {f"{'download' if down else 'upload'}, {cipher}": {part: sorted(used)[len(used) // 2]
                                                                  for part, used in parts.items()}
-                for (cipher, down), parts in cpu.items()}
+                for (cipher, down), parts in cpu.items()} if plan.transfers > 1 else {}
     os.unlink(target)
     return source, whole
 

@@ -1,0 +1,84 @@
+//! A client's socket that acknowledges at once while the client logs in.
+//!
+//! OpenSSH's client sends KEXINIT and then its half of the key exchange in two small writes, with Nagle's algorithm on. The second
+//! waits for the acknowledgement of the first, and Linux holds that back for 40 ms where we have nothing to send with it: our own
+//! KEXINIT is out by then. Half of all logins waited so.
+
+use socket2::SockRef;
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// A login and the first requests take about ten reads.
+const READS: u8 = 16;
+
+/// The socket.
+#[derive(Debug)]
+pub struct Prompt {
+    stream: TcpStream,
+    /// Reads that are still to be acknowledged at once.
+    left: u8,
+}
+
+impl Prompt {
+    /// A socket that was just accepted.
+    pub const fn new(stream: TcpStream) -> Self {
+        Self { stream, left: READS }
+    }
+}
+
+impl AsyncRead for Prompt {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, out);
+        if self.left > 0 && matches!(read, Poll::Ready(Ok(()))) {
+            self.left -= 1;
+            // The kernel forgets it with our next answer. Without it a login is only slower.
+            let _ = SockRef::from(&self.stream).set_tcp_quickack(true);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Prompt {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    #[tokio::test]
+    async fn each_of_the_first_reads_is_acknowledged_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut prompt = Prompt::new(listener.accept().await.unwrap().0);
+        for read in 1..=READS {
+            // As our own answers do it. (Later the kernel decides, and may turn it on by itself.)
+            SockRef::from(&prompt.stream).set_tcp_quickack(false).unwrap();
+            client.write_all(b"x").await.unwrap();
+            assert_eq!(prompt.read_u8().await.unwrap(), b'x');
+            assert!(SockRef::from(&prompt.stream).tcp_quickack().unwrap(), "read {read}");
+        }
+        assert_eq!(prompt.left, 0);
+    }
+}
