@@ -51,8 +51,9 @@ async fn a_filter_that_is_read_late_loses_nothing_and_does_not_hang() {
     let mut child = world.ssh(&["host", "cat"]).with_stdin().spawn();
     let sent = offer(&mut child, total);
     let stdout = child.stdout.take().expect("stdout");
-    // The reader sleeps until everything that can be on its way is.
-    until("the input is held back", || world.metric("queued_input_bytes", "") > 2_000_000).await;
+    // The reader sleeps until the input is held back. How much of the window is left by then depends on when it was last
+    // opened; that no byte is missing, and that nothing hangs, shows below.
+    until("the input is held back", || world.metric("queued_input_bytes", "") > 500_000).await;
     assert!(!sent.is_finished(), "all of the input went somewhere");
     assert!(world.metric("queued_input_bytes", "") < 5_000_000);
     assert_eq!(check(stdout).await, total);
@@ -123,7 +124,13 @@ async fn twenty_channels_while_one_reads_nothing_and_one_s_program_reads_nothing
     let took = before.elapsed();
     assert!(took < Duration::from_secs(20), "18 programs took {took:?}");
     // Bulk on a healthy channel: the stuck one gains next to nothing.
-    let held = world.metric("queued_input_bytes", "");
+    let mut held = 0;
+    // It may fill still.
+    until("the stuck channel takes no more", || {
+        let before = std::mem::replace(&mut held, world.metric("queued_input_bytes", ""));
+        held > 0 && held == before
+    })
+    .await;
     let total = 8 << 20;
     let mut bulk = master.run("wc -c");
     let sent = offer(&mut bulk, total);

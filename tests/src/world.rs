@@ -125,6 +125,19 @@ impl World {
         self.start_part("frontend", "podbay-frontend", "podbay.yaml", &format!("127.0.0.1:{port}"));
     }
 
+    /// Starts a replica of the backend again that was taken out.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn restart(&mut self, name: &'static str) {
+        let config = if name == "backend" { "podbay.yaml" } else { "second.yaml" };
+        let text = std::fs::read_to_string(self.state.join(config)).expect("a configuration");
+        let grpc = text.split("\ngrpc:\n").nth(1).expect("a section grpc");
+        let address =
+            grpc.lines().find_map(|line| line.trim().strip_prefix("listen: ")).expect("an address").to_owned();
+        self.start_part(name, "podbay-backend", config, &address);
+    }
+
     fn start_part(&mut self, name: &'static str, bin: &str, config: &str, address: &str) {
         let mut part = Running::start(name, Command::new(program(bin)).arg("--config").arg(self.state.join(config)));
         let deadline = std::time::Instant::now() + super::PATIENCE;

@@ -13,6 +13,7 @@ use rustix::{
     event::PollFlags,
     fd::{AsFd as _, BorrowedFd, OwnedFd},
     io::Errno,
+    termios::{LocalModes, SpecialCodeIndex, tcgetattr},
 };
 use std::{
     ffi::OsStr,
@@ -43,6 +44,8 @@ pub struct Child {
     stderr: Option<OwnedFd>,
     /// The terminal's output has not ended.
     terminal_open: bool,
+    /// The last byte that was written to the terminal.
+    last_typed: Option<u8>,
     /// After its end: since when its outputs are silent.
     silent_since: Option<Instant>,
 }
@@ -114,6 +117,7 @@ impl Child {
             stdout: None,
             stderr: None,
             terminal_open: false,
+            last_typed: None,
             silent_since: None,
         }
     }
@@ -165,11 +169,13 @@ impl Child {
         if let Stage::Launching { launching: Some(launching), .. } = &self.stage {
             wait(Token::Launching, launching.as_fd(), PollFlags::IN);
         }
-        let writes = host.stdin_state(key) == Stdin::Data;
+        let state = host.stdin_state(key);
+        let writes = state == Stdin::Data;
         if let Some(master) = self.master() {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::IN, host.output_room(key, Out::Stdout) > 0);
-            flags.set(PollFlags::OUT, writes);
+            // The end of a terminal's input is written, too.
+            flags.set(PollFlags::OUT, writes || state == Stdin::End);
             if !flags.is_empty() {
                 wait(Token::Terminal, master.as_fd(), flags);
             }
@@ -197,15 +203,22 @@ impl Child {
             match host.stdin_state(key) {
                 Stdin::Idle => return,
                 Stdin::End => {
-                    // A terminal has no end of input but the character that the user types: as OpenSSH has it.
+                    // A terminal has no end of input but what its user types.
+                    if self.stdin.is_none() && matches!(rustix::io::write(fd, &self.typed_end(fd)), Err(Errno::AGAIN)) {
+                        return;
+                    }
                     self.stdin = None;
                     host.stdin_closed(key);
                     return;
                 }
                 Stdin::Data => {
                     let (head, tail) = host.stdin(key);
-                    match rustix::io::write(fd, if head.is_empty() { tail } else { head }) {
-                        Ok(len) => host.stdin_written(key, len),
+                    let piece = if head.is_empty() { tail } else { head };
+                    match rustix::io::write(fd, piece) {
+                        Ok(len) => {
+                            self.last_typed = piece.get(..len).and_then(<[u8]>::last).copied().or(self.last_typed);
+                            host.stdin_written(key, len);
+                        }
                         Err(Errno::INTR) => {}
                         Err(Errno::AGAIN) => return,
                         Err(_) => {
@@ -218,6 +231,23 @@ impl Child {
                 }
             }
         }
+    }
+
+    /// What ends a terminal's input: its own character for that. The line discipline makes an end of it only where a line
+    /// begins; elsewhere it hands over the line so far, and the next one is the end. Behind the character that quotes,
+    /// the first one would be text. A program that reads without lines gets it as it is.
+    fn typed_end(&self, fd: BorrowedFd<'_>) -> Vec<u8> {
+        const CONTROL_D: u8 = 4;
+        let Ok(modes) = tcgetattr(fd) else { return vec![CONTROL_D] };
+        let end = modes.special_codes[SpecialCodeIndex::VEOF];
+        let times = match self.last_typed {
+            _ if !modes.local_modes.contains(LocalModes::ICANON) => 1,
+            None | Some(b'\n' | b'\r') => 1,
+            Some(last) if last == end => 1,
+            Some(last) if last == modes.special_codes[SpecialCodeIndex::VLNEXT] => 3,
+            Some(_) => 2,
+        };
+        vec![end; times]
     }
 
     /// Reads once.

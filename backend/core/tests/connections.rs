@@ -127,7 +127,7 @@ async fn in_session_mode_nobody_closes_another_services_connection() {
         assert_eq!(world.connections.close(contents.connection, "b").await, Ok(0));
         assert_eq!(admitted().await, Ok(()), "b's word is not a's");
         let done = if operator {
-            world.connections.terminate(contents.connection).await
+            world.connections.terminate(contents.connection, "").await
         } else {
             world.connections.close(contents.connection, "a").await
         };
@@ -314,7 +314,8 @@ async fn owners_learn_what_operators_ended_and_why() {
                 .filter(|l| l.metadata.name.as_ref().is_some_and(|n| n.starts_with("podbay-closed-")))
                 .count()
         };
-        assert_eq!(marks(), 2);
+        // In mode session its caller has made one of its own.
+        assert_eq!(marks(), if mode == "session" { 3 } else { 2 });
         let began = Instant::now();
         while marks() > 0 {
             assert!(began.elapsed() < 12 * world.duration(), "the marks stay");

@@ -829,6 +829,13 @@ async fn an_exec_that_the_api_refuses_is_told() {
 
 const AGENT: &str = "/usr/bin/containerssh-agent";
 
+/// What containerssh-agent says of a mode that it does not know.
+async fn other_agent(program: &Running) -> StreamEnd {
+    program.say("Usage: containerssh-agent MODE").await;
+    program.complain("Error: unknown mode: attach").await;
+    StreamEnd::ExitCode(1)
+}
+
 /// A connection whose image carries containerssh-agent; the execs of it are told.
 async fn with_agent() -> (World, mpsc::UnboundedReceiver<Vec<String>>) {
     let mut world = World::connection().await;
@@ -839,6 +846,9 @@ async fn with_agent() -> (World, mpsc::UnboundedReceiver<Vec<String>>) {
         let (tell, waiting) = (tell.clone(), Arc::clone(&waiting));
         async move {
             let argv = program.argv();
+            if argv[1] == "attach" {
+                return other_agent(&program).await;
+            }
             let _ = tell.send(argv.clone());
             if argv[0] == AGENT {
                 waiting.notify_one();
@@ -902,11 +912,11 @@ async fn a_client_that_leaves_has_its_program_killed_where_an_agent_can() {
 async fn an_image_without_the_agent_is_told_what_to_do() {
     let mut world = World::connection().await;
     world.contents.agent = Some(AGENT.to_owned());
-    world.runs(|mut program| {
+    world.runs(|program| {
         async move {
-            program.wrapper().await;
-            program.complain("podbay: 1: exec: /usr/bin/containerssh-agent: not found\n").await;
-            StreamEnd::ExitCode(127)
+            let message = format!("exec: \"{AGENT}\": stat {AGENT}: no such file or directory: unknown");
+            let Some("attach") = program.argv().get(1).map(String::as_str) else { panic!("started all the same") };
+            StreamEnd::Failed { reason: "InternalError".into(), message }
         }
         .boxed()
     });
@@ -930,43 +940,40 @@ async fn without_a_shell_the_agent_runs_bare_and_waits_in_its_own_pod() {
                     let message = "exec: \"/bin/sh\": stat /bin/sh: no such file or directory".to_owned();
                     return StreamEnd::Failed { reason: "InternalError".into(), message };
                 }
+                if argv[1] == "attach" {
+                    return other_agent(&program).await;
+                }
                 if argv.contains(&"--wait".to_owned()) {
                     assert_eq!(program.stream.input.recv().await, Some(Input::Stdin("\0".into())));
                 } else {
                     assert!(argv.windows(2).any(|pair| pair == ["--env", "A=1"]), "{argv:?}");
                 }
                 program.say("\u{1}\0\0\0first").await;
+                if argv.contains(&"--wait".to_owned()) {
+                    // A container's own program ends with its container.
+                    for pod in cluster.pods() {
+                        let name = pod.metadata.name.unwrap_or_default();
+                        container_ends(&cluster, &PodRef { namespace: NS.into(), name, uid: None }, "Completed", 0);
+                    }
+                }
                 StreamEnd::Success
             }
             .boxed()
         });
-        let mut session = world.open(&argv(&["/p"]));
-        if mode == "session" {
-            // A container's own program ends with its container.
-            let cluster = world.cluster.clone();
-            tokio::spawn(async move {
-                loop {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    for pod in cluster.pods() {
-                        let reference = PodRef {
-                            namespace: NS.into(),
-                            name: pod.metadata.name.clone().unwrap_or_default(),
-                            uid: None,
-                        };
-                        if pod
-                            .spec
-                            .as_ref()
-                            .is_some_and(|spec| spec.containers[0].command.as_ref().is_some_and(|c| c[0] == AGENT))
-                        {
-                            container_ends(&cluster, &reference, "Completed", 0);
-                        }
-                    }
-                }
-            });
+        // The second one knows the image: in mode session the program is then its container's own.
+        for _ in 0..2 {
+            let all = world.open(&argv(&["/p"])).all().await;
+            assert_eq!(
+                (all.stdout.as_slice(), all.exit),
+                (&b"first"[..], Some(End::Code(0))),
+                "{mode} {:?}",
+                all.refusal
+            );
+            assert!(all.started.expect("started").warning.contains("no /bin/sh"));
+            if mode == "session" {
+                gone(&world.cluster).await;
+            }
         }
-        let all = session.all().await;
-        assert_eq!((all.stdout.as_slice(), all.exit), (&b"first"[..], Some(End::Code(0))), "{mode} {:?}", all.refusal);
-        assert!(all.started.expect("started").warning.contains("no /bin/sh"));
     }
 }
 const ENDED: &str = "an operator ended this connection: maintenance";

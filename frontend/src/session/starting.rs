@@ -16,8 +16,11 @@ use futures::StreamExt as _;
 use podbay::{SessionId, v1};
 use podbay_frontend_core::{Ending, Event, Start};
 use std::{sync::Arc, time::Duration};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info};
+
+/// Between rounds over all replicas.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Added to the backend's own deadlines, so that its answer, which says more, arrives first.
 const GRACE: Duration = Duration::from_secs(2);
@@ -101,10 +104,16 @@ impl<'a> Starting<'a> {
                 link.reopen();
                 begun = Some(failure.clone());
             }
-            if let Err(failure) = tour.failed(failure) {
+            let Err(failure) = tour.failed(failure) else { continue };
+            // All were asked. One that answered has said why; where none could, another may be there soon.
+            if matches!(failure, Failure::Answered(..)) {
                 info!(connection = %self.conn.id, "program not started: {failure}");
                 return Err(self.lost(&begun.unwrap_or(failure).refusal().message));
             }
+            if Instant::now() + PAUSE >= deadline {
+                return Err(self.lost(&begun.unwrap_or(failure).refusal().message));
+            }
+            sleep(PAUSE).await;
         }
     }
 

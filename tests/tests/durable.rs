@@ -1,0 +1,276 @@
+//! Programs outlive every connection but their user's own, where podbay-agent owns them: told by the stock OpenSSH client, who
+//! sees nothing of all that breaks meanwhile.
+
+use nix::sys::signal::Signal;
+use podbay_tests::{Answered, Setup, Terminal, World, finish, only_embedded, wait_until};
+use sha2::{Digest as _, Sha256};
+use std::{
+    io::{Read as _, Write as _},
+    process::{Child, ChildStdout, Stdio},
+    thread,
+};
+
+const MIB: usize = 1 << 20;
+
+/// Bytes that no two places share, cheap to make.
+fn bytes(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut all = Vec::with_capacity(len + 8);
+    while all.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        all.extend_from_slice(&state.to_le_bytes());
+    }
+    all.truncate(len);
+    all
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+/// Bytes on their way through `cat` in the pod and back, in pieces that the test doles out: between them it breaks things.
+struct Loop {
+    client: Child,
+    stdout: ChildStdout,
+    data: Vec<u8>,
+    sent: usize,
+    back: Vec<u8>,
+}
+
+impl Loop {
+    fn start(world: &World, total: usize) -> Self {
+        let mut ssh = world.ssh(&[]);
+        let mut client = ssh
+            .arg("cat; exit 7")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let stdout = client.stdout.take().expect("piped");
+        Self { client, stdout, data: bytes(total), sent: 0, back: Vec::new() }
+    }
+
+    /// Sends so many more, and reads as many.
+    fn goes_on(&mut self, len: usize) {
+        let piece = self.data[self.sent..self.sent + len].to_vec();
+        self.sent += len;
+        let mut stdin = self.client.stdin.take().expect("open");
+        let writer = thread::spawn(move || {
+            stdin.write_all(&piece).expect("takes all");
+            stdin
+        });
+        let mut back = vec![0; len];
+        self.stdout.read_exact(&mut back).expect("comes back");
+        self.back.extend_from_slice(&back);
+        self.client.stdin = Some(writer.join().expect("no panic"));
+    }
+
+    /// Sends the rest, ends, and every byte has come back once; nothing was told to the user.
+    fn ends_whole(mut self) {
+        self.goes_on(self.data.len() - self.sent);
+        drop(self.client.stdin.take());
+        self.stdout.read_to_end(&mut self.back).expect("ends");
+        let output = self.client.wait_with_output().expect("ends");
+        assert_eq!((self.back.len(), sha256(&self.back)), (self.data.len(), sha256(&self.data)));
+        assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(7), ""));
+    }
+}
+
+fn break_streams(world: &World) {
+    world.fault(r#"{"do": {"action": "breakStreams", "how": "cut"}}"#);
+}
+
+#[test]
+fn outputs_codes_signals_and_sizes_are_the_programs_own() {
+    for mode in ["connection+podbay", "session+podbay"] {
+        for setup in [Setup::Together, Setup::Apart] {
+            let world = World::with(setup, mode, |config| config);
+            world.run("echo out; echo err >&2; exit 7").is(7, "out\n", "err\n");
+            world.run_with("cat; exit 3", b"in\n").is(3, "in\n", "");
+            // OpenSSH tells an end by a signal as 255.
+            world.run("kill -9 $$").is(255, "", "");
+            for _ in 0..10 {
+                world.run("echo first").is(0, "first\n", "");
+            }
+            let told = finish(world.ssh(&["-v"]).arg("kill -TERM $$"), b"");
+            assert!(told.stderr.contains("exit-signal"), "{told:?}");
+            let mut user = Terminal::start(world.ssh(&["-t"]).arg("stty size; exec cat"), 91, 33);
+            user.shows("33 91");
+            user.types("\x03");
+            let _ = user.ends();
+            world.ends_clean();
+        }
+    }
+}
+
+#[test]
+fn an_end_of_input_is_the_programs_on_a_terminal_and_off_it() {
+    let world = World::with(Setup::Apart, "connection+podbay", |config| config);
+    for (stdin, shown) in [("x\n", "x\r\nx\r\n"), ("x", "xx")] {
+        let answered = finish(world.ssh(&["-tt"]).arg("cat; exit 3"), stdin.as_bytes());
+        assert_eq!(
+            (answered.status.code(), &*String::from_utf8_lossy(&answered.stdout)),
+            (Some(3), shown),
+            "{answered:?}"
+        );
+    }
+    // Nothing of an upload is cut, whatever becomes of the program's own outputs.
+    let data = bytes(5 * MIB);
+    let stored = world.run_with("exec >&- 2>&-; cat > stored; sync; exec sha256sum stored", &data);
+    assert_ne!(stored.status.code(), Some(0), "its outputs are closed");
+    world.run_with("cat > stored; sha256sum < stored", &data).is(0, &format!("{}  -\n", sha256(&data)), "");
+    world.ends_clean();
+}
+
+#[test]
+fn a_cut_stream_costs_nothing() {
+    if only_embedded("its faults are injected into the embedded one") {
+        return;
+    }
+    for mode in ["connection+podbay", "session+podbay"] {
+        let world = World::with(Setup::Apart, mode, |config| config);
+        let mut run = Loop::start(&world, 12 * MIB);
+        for _ in 0..5 {
+            run.goes_on(2 * MIB);
+            break_streams(&world);
+        }
+        run.ends_whole();
+        world.ends_clean();
+    }
+}
+
+#[test]
+fn an_api_outage_costs_time_only() {
+    if only_embedded("its faults are injected into the embedded one") {
+        return;
+    }
+    let world = World::with(Setup::Apart, "connection+podbay", |config| config);
+    let mut run = Loop::start(&world, 3 * MIB);
+    run.goes_on(MIB);
+    world.fault(r#"{"do": {"action": "apiDown", "millis": 3000}}"#);
+    run.goes_on(MIB);
+    run.ends_whole();
+    world.ends_clean();
+}
+
+#[test]
+fn the_death_of_each_replica_costs_nothing() {
+    let mut world = World::with(Setup::Apart, "connection+podbay", |config| config);
+    let mut run = Loop::start(&world, 9 * MIB);
+    for part in ["backend", "backend-2", "backend", "backend-2"] {
+        run.goes_on(2 * MIB);
+        world.take(part).kill();
+        world.restart(part);
+    }
+    run.ends_whole();
+    world.ends_clean();
+}
+
+#[test]
+fn a_replica_that_drains_hands_its_sessions_over() {
+    let mut world = World::with(Setup::Apart, "connection+podbay", |config| config);
+    let mut run = Loop::start(&world, 5 * MIB);
+    for part in ["backend", "backend-2"] {
+        run.goes_on(2 * MIB);
+        let old = world.take(part);
+        old.signal(Signal::SIGTERM);
+        // It ends by itself, well before its drain timeout would cut anybody.
+        old.ends();
+        world.restart(part);
+    }
+    run.ends_whole();
+    world.ends_clean();
+}
+
+#[test]
+fn a_terminal_goes_on_where_it_was() {
+    let mut world = World::with(Setup::Apart, "connection+podbay", |config| config);
+    let mut user = Terminal::start(&world.ssh(&[]), 80, 24);
+    user.types("PS1='pod> '; N=1\n");
+    user.shows("pod> ");
+    for part in ["backend", "backend-2"] {
+        world.take(part).kill();
+        user.types("N=$((N+1)); echo N-$N-\n");
+        user.resizes(100, 30);
+        user.types("until [ \"$(stty size)\" = '30 100' ]; do sleep 0.05; done; echo SI''ZED\n");
+        user.shows("SIZED");
+        user.resizes(80, 24);
+        world.restart(part);
+    }
+    user.types("echo sum $((N*100))\n");
+    user.shows("sum 300");
+    user.types("exit 5\n");
+    assert_eq!(user.ends().code(), Some(5));
+    world.ends_clean();
+}
+
+#[test]
+fn a_user_that_leaves_takes_the_program_with_him() {
+    let world = World::with(Setup::Apart, "connection+podbay", |config| config);
+    let connection = podbay_tests::Master::start(&world);
+    let mut client = connection.ssh(&[]);
+    let mut client = client.arg("echo $$; trap '' TERM; sleep 1000").stdout(Stdio::piped()).spawn().expect("starts");
+    let mut pid = String::new();
+    let mut stdout = client.stdout.take().expect("piped");
+    while !pid.ends_with('\n') {
+        let mut one = [0];
+        stdout.read_exact(&mut one).expect("runs");
+        pid.push(char::from(one[0]));
+    }
+    client.kill().expect("it runs");
+    client.wait().expect("ends");
+    // The connection stays; of the program nothing does.
+    let alive =
+        |pid: &str| connection.run(&format!("kill -0 {pid} 2>/dev/null && echo alive"), b"").stdout == b"alive\n";
+    wait_until("the program has ended", || !alive(pid.trim()));
+    connection.ends();
+    world.ends_clean();
+}
+
+#[test]
+fn many_sessions_survive_what_breaks() {
+    let mut world = World::with(Setup::Apart, "connection+podbay", |config| config);
+    let embedded = world.real().is_none();
+    let sessions: usize = if embedded { 40 } else { 20 };
+    let data = bytes(MIB);
+    let clients: Vec<_> = (0..sessions)
+        .map(|_| {
+            // Slow enough that all of them live through all of it.
+            let mut ssh = world.ssh(&[]);
+            let ssh = ssh.arg("cat | (sleep 8; cat); exit 9").stdin(Stdio::piped());
+            let mut client = ssh.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+            let (mut stdin, data) = (client.stdin.take().expect("piped"), data.clone());
+            let writer = thread::spawn(move || stdin.write_all(&data).expect("takes all"));
+            let reader = thread::spawn(move || client.wait_with_output().expect("ends"));
+            (writer, reader)
+        })
+        .collect();
+    wait_until("all have a pod", || world.pods().len() >= sessions);
+    for part in ["backend", "backend-2", "backend"] {
+        if embedded {
+            break_streams(&world);
+        }
+        world.take(part).kill();
+        world.restart(part);
+    }
+    for (n, (writer, reader)) in clients.into_iter().enumerate() {
+        writer.join().expect("takes all");
+        let output = reader.join().expect("no panic");
+        let answered = Answered {
+            status: output.status,
+            stdout: Vec::new(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        };
+        assert_eq!(
+            (output.stdout.len(), sha256(&output.stdout)),
+            (data.len(), sha256(&data)),
+            "session {n}: {answered:?}"
+        );
+        // A start that was slow may have said so.
+        assert_eq!(answered.status.code(), Some(9), "session {n}: {answered:?}");
+    }
+    world.ends_clean();
+}
