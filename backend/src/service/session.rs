@@ -38,33 +38,53 @@ impl SessionService for Service {
     }
 
     async fn detach(&self, request: Request<v1::DetachRequest>) -> Result<Response<v1::DetachResponse>, Status> {
-        self.counted("Detach", async { self.needs_agent(&request) }).await
+        self.counted("Detach", async { self.not_built(&request) }).await
     }
 
     async fn list_sessions(
         &self,
         request: Request<v1::ListSessionsRequest>,
     ) -> Result<Response<v1::ListSessionsResponse>, Status> {
-        self.counted("ListSessions", async { self.needs_agent(&request) }).await
+        self.counted("ListSessions", async { self.not_built(&request) }).await
     }
 
     async fn collect_exit(
         &self,
         request: Request<v1::CollectExitRequest>,
     ) -> Result<Response<v1::CollectExitResponse>, Status> {
-        self.counted("CollectExit", async { self.needs_agent(&request) }).await
+        self.counted("CollectExit", async {
+            let caller = self.caller(&request)?;
+            let v1::CollectExitRequest { handle, session_id, wait } = request.into_inner();
+            let contents = self.connections.keys().open(&handle, caller.service())?;
+            let wait = wait.and_then(|wait| Duration::try_from(wait).ok()).unwrap_or_default();
+            let exit = self.sessions.collect_exit(&contents, session(&session_id)?, wait).await;
+            Ok(v1::CollectExitResponse { exit: exit.map_err(|refusal| refusal.about(contents.connection))? })
+        })
+        .await
     }
 
     async fn ack_exit(&self, request: Request<v1::AckExitRequest>) -> Result<Response<v1::AckExitResponse>, Status> {
-        self.counted("AckExit", async { self.needs_agent(&request) }).await
+        self.counted("AckExit", async {
+            let caller = self.caller(&request)?;
+            let v1::AckExitRequest { handle, session_id } = request.into_inner();
+            let contents = self.connections.keys().open(&handle, caller.service())?;
+            let done = self.sessions.ack_exit(&contents, session(&session_id)?).await;
+            done.map_err(|refusal| refusal.about(contents.connection))?;
+            Ok(v1::AckExitResponse {})
+        })
+        .await
     }
 }
 
+fn session(text: &str) -> Result<podbay::SessionId, Refusal> {
+    text.parse().map_err(|_| Refusal::new(Reason::InvalidRequest, "session_id must be 32 lower-case hex digits"))
+}
+
 impl Service {
-    /// Programs outlive their streams only with podbay-agent, which this server does not use yet.
-    fn needs_agent<T, A>(&self, request: &Request<T>) -> Result<A, Refusal> {
+    /// Sessions that are left on purpose, and found again.
+    fn not_built<T, A>(&self, request: &Request<T>) -> Result<A, Refusal> {
         self.caller(request)?;
-        Err(Refusal::new(Reason::Unimplemented, "durable sessions need podbay-agent, which is not built yet"))
+        Err(Refusal::new(Reason::Unimplemented, "sessions can't be detached and listed yet"))
     }
 
     async fn run(&self, caller: Caller, mut client: Streaming<v1::RunSessionRequest>, to_client: ToClient) {

@@ -302,6 +302,10 @@ impl Kept {
     /// Says that the exit has gone out, in the background. Where that fails, its time in the pod ends by itself.
     pub fn known(self) {
         let Self { conn, handle, id } = self;
+        // With the connection its pods go, and what is in them.
+        if conn.gone.is_cancelled() {
+            return;
+        }
         let server = Arc::clone(&conn.server);
         conn.server.logins.spawn(async move {
             let request = v1::AckExitRequest { handle, session_id: id.to_string() };

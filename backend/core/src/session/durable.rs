@@ -563,7 +563,7 @@ fn not_done(reason: proto::Reason, message: &str, resize: bool) -> Refusal {
     Refusal::new(reason, text)
 }
 
-fn end(exit: Exit) -> End {
+pub(super) fn end(exit: Exit) -> End {
     match exit {
         program::Exit::Code(code) => End::Code(code.into()),
         program::Exit::Signal { name, core_dumped, message } => {

@@ -11,6 +11,7 @@ mod machine;
 mod open;
 mod places;
 mod reach;
+mod records;
 mod run;
 mod shells;
 mod start;
