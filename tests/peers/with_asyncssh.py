@@ -67,11 +67,11 @@ async def main() -> None:
                 raise SystemExit(f"start {n}: {done.stdout!r}")
         print("ok forty starts with a resize each", flush=True)
         async with connection.start_sftp_client() as sftp:
-            async with sftp.open(file("there"), "wb") as there:
+            async with sftp.open("there", "wb") as there:
                 await there.write(DATA)
-            async with sftp.open(file("there"), "rb") as there:
+            async with sftp.open("there", "rb") as there:
                 equal("sftp both ways", hashlib.sha256(await there.read()).hexdigest(), SUM)
-            await sftp.remove(file("there"))
+            await sftp.remove("there")
 
 
 asyncio.run(main())

@@ -288,13 +288,17 @@ fn garbage_on_both_ports_hurts_nobody() {
 fn fifty_connections_at_once() {
     let world = World::new(Setup::Apart);
     let clients: Vec<_> = (0..50)
-        .map(|n| world.ssh(&[]).arg(format!("echo {n}")).stdout(Stdio::piped()).spawn().expect("starts"))
+        .map(|n| {
+            let mut ssh = world.ssh(&[]);
+            ssh.arg(format!("echo {n}")).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts")
+        })
         .collect();
     for (n, client) in clients.into_iter().enumerate() {
         let output = client.wait_with_output().expect("ends");
         assert_eq!(
             (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned()),
-            (Some(0), format!("{n}\n"))
+            (Some(0), format!("{n}\n")),
+            "{output:?}"
         );
     }
     world.ends_clean();

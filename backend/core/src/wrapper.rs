@@ -3,10 +3,15 @@
 //! The exec API knows no environment and no terminal size before the start, and a program that redirects its output
 //! loses its stdin (`docs/design/0004-level-none-wrapper.md` has the story and the alternatives). The script mends
 //! that: it sets the size, exports the environment, prints a mark as its very first output, runs the program as a
-//! child while it holds the exec's own outputs open, and exits with the program's status. It is constant; values reach
+//! child while it holds the exec's own outputs open, ends those outputs with a token that has the program's status ([`Token`]),
+//! and exits with it. It is constant; values reach
 //! it as positional arguments or, where they are long, as escaped lines on stdin (the preamble).
 //!
 //! This module owns the text and its encoding; who runs it and reads the marks is [`crate::session`].
+
+mod token;
+
+pub use token::Token;
 
 use crate::cluster::StreamEnd;
 use bytes::{Bytes, BytesMut};
@@ -79,6 +84,11 @@ impl Nonce {
     /// What the script prints when it wants the preamble.
     pub fn wants(&self) -> Mark {
         Mark::new(format!("{}+", self.0))
+    }
+
+    /// What it prints on each of its outputs when the program has ended.
+    pub fn ended(&self) -> Token {
+        Token::new(&self.0)
     }
 
     /// What it prints right before the program starts.

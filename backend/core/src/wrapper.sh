@@ -18,6 +18,10 @@ printf %s "$_podbay_k." || exit 125
 exec 3>&2 2>/dev/null
 (exec "$@" 2>&3 3>&-)
 _podbay_s=$?
+trap '' PIPE TTOU
+_podbay_e() { for _podbay_i in 1 2 3; do printf '\036%s=%s;' "$_podbay_k" "$_podbay_s" && return; sleep 1; done; }
+[ -t 3 ] || _podbay_e >&3
+_podbay_e
 case $_podbay_w$_podbay_s in
 0|r0) exit 213;;
 213|r213) exit 0;;

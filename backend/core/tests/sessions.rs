@@ -404,6 +404,29 @@ async fn a_success_that_the_wrapper_has_not_told_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_wrapper_has_told_counts_however_the_stream_ends() {
+    for end in [StreamEnd::Success, StreamEnd::Lost("reset".into()), StreamEnd::ExitCode(7)] {
+        let world = World::connection().await;
+        let how = end.clone();
+        world.runs(move |program| {
+            let how = how.clone();
+            async move {
+                let nonce = program.argv()[4].clone();
+                program.say(&format!("{nonce}.out")).await;
+                program.complain(&format!("err\u{1e}{nonce}=7;")).await;
+                program.say(&format!("put\u{1e}{}", &nonce[..9])).await;
+                program.say(&format!("{}=7;", &nonce[9..])).await;
+                how
+            }
+            .boxed()
+        });
+        let all = world.open(&shell()).all().await;
+        assert_eq!((all.stdout.as_slice(), all.stderr.as_slice()), (&b"output"[..], &b"err"[..]), "{end:?}");
+        assert_eq!(all.exit, Some(End::Code(7)), "{end:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_success_before_the_wrapper_spoke_is_a_broken_stream_and_not_an_image_without_shell() {
     let world = World::connection().await;
     world.runs(|_| std::future::ready(StreamEnd::Success).boxed());

@@ -76,7 +76,20 @@ fn run(shell: (&str, &str), wrapped: &Wrapped, nonce: &Nonce, stdin: &[u8], quie
     writer.join().expect("written");
     let status = child.wait().expect("it ends");
     let code = if quiet { status.code() } else { told(status) };
-    Ran { stdout, stderr: errors.join().expect("read"), code }
+    let (stdout, told) = last_words(nonce, stdout);
+    let (stderr, other) = last_words(nonce, errors.join().expect("read").into_bytes());
+    assert_eq!(told, other, "{shell:?}: told on both outputs");
+    // The one status that an exec can't tell is told there all the same.
+    assert!(code.is_none() || code == told.map(i32::from), "{shell:?}: {code:?} {told:?}");
+    Ran { stdout, stderr: String::from_utf8(stderr).expect("text"), code }
+}
+
+/// Takes the wrapper's last words out.
+fn last_words(nonce: &Nonce, bytes: Vec<u8>) -> (Vec<u8>, Option<u8>) {
+    let mut token = nonce.ended();
+    let rest = token.take(bytes.into()).concat();
+    assert_eq!(token.held(), 0);
+    (rest, token.status())
 }
 
 /// What the session engine makes of an exec'd script's end.
@@ -267,7 +280,7 @@ fn outputs_stay_open_until_the_program_ends_and_no_longer() {
         let began = Instant::now();
         end.recv_timeout(PATIENCE).expect("stdout ends with the program, though a child of it lives");
         assert!(began.elapsed() < Duration::from_secs(25));
-        assert_eq!(reader.join().expect("read"), b"");
+        assert_eq!(last_words(&nonce, reader.join().expect("read")), (Vec::new(), Some(0)));
         assert_eq!(told(child.wait().expect("ends")), Some(0), "{shell:?}");
         let pid = std::fs::read_to_string(file.path()).expect("a pid");
         assert!(Command::new("kill").arg(pid.trim()).status().expect("kill").success());
@@ -331,7 +344,9 @@ fn on_a_terminal_the_first_command_sees_size_and_environment_and_no_echo() {
                     thread::spawn(move || writer.write_all(&preamble));
                 }
                 let rest = read_to(&mut terminal.master, &mut nonce.runs(), first);
-                let shown = terminal.rest(rest);
+                let (shown, told_there) = last_words(&nonce, terminal.rest(rest).into_bytes());
+                assert_eq!(told_there, Some(0), "once, on the one output");
+                let shown = String::from_utf8(shown).expect("text");
                 assert_eq!(shown, format!("33 101\r\nxterm {}\r\n0\r\n", long_value.len()), "{shell:?}");
                 let status = terminal.child.wait().expect("ends");
                 assert_eq!(if container { status.code() } else { told(status) }, Some(0));

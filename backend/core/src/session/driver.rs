@@ -7,6 +7,7 @@ use super::{
     ending::{self, of_exec, of_gone, read_exit},
     machine::Machine,
     places::Place,
+    proof::{Proof, Proven},
     start::{Prepared, Running},
     violation,
 };
@@ -15,12 +16,13 @@ use crate::{
     handle::Contents,
     wrapper::true_end,
 };
+use bytes::Bytes;
 use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
 use podbay::v1::{self, AgentLevel, Reason, Refusal, exit::End, run_session_request::Frame as FromClient};
 use std::time::Duration;
 use tokio::{
     sync::mpsc,
-    time::{Instant, error::Elapsed, timeout, timeout_at},
+    time::{Instant, error::Elapsed, sleep_until, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +39,9 @@ pub struct Report {
     /// Bytes given of stdin, sent of stdout and of stderr.
     pub bytes: [u64; 3],
 }
+
+/// What a shell says of a program that SIGKILL ended.
+const KILLED: u8 = 137;
 
 /// A signal under way: its id, and what comes of it.
 type Delivery = (u64, BoxFuture<'static, Result<(), Refusal>>);
@@ -161,7 +166,8 @@ impl Sessions {
             }
             Err(refusal) => return Err(refusal.into()),
         };
-        let Running { mut streams, pod, own_pod, stdout, stderr, warning, wrapped, signaller, attached } = running;
+        let Running { mut streams, pod, own_pod, stdout, stderr, warning, wrapped, mut proof, signaller, attached } =
+            running;
         driver.machine.started(v1::Started {
             agent_level: if signaller.is_some() { AgentLevel::Containerssh } else { AgentLevel::None }.into(),
             pod_namespace: pod.namespace.clone(),
@@ -173,14 +179,15 @@ impl Sessions {
             Some(signaller) => driver.signaller = Some(signaller),
             None => driver.machine.without_signals(),
         }
-        driver.machine.stdout(stdout);
+        driver.stdout(&mut proof, stdout);
         for bytes in stderr {
-            driver.machine.stderr(bytes);
+            driver.stderr(&mut proof, bytes);
         }
         if let Some(size) = opening.size {
             streams.size.send_replace(Some(size));
         }
-        let end = driver.pump(&mut streams).await?;
+        let end = driver.pump(&mut streams, &mut proof).await?;
+        driver.release(&mut proof, None);
         // An attach's Status speaks of the streaming only, and the pod keeps the program's own.
         let end = if wrapped && !attached { true_end(end) } else { end };
         drop(streams);
@@ -189,6 +196,14 @@ impl Sessions {
         let cluster = &**self.lifecycle.cluster();
         let ending = async {
             match of_exec(&end) {
+                Some(exit) if !attached && matches!(end, StreamEnd::ExitCode(_)) => exit,
+                // All output is here, and so is the status: whatever became of the stream, or of its Status, afterwards. What
+                // looks like a kill may have been for want of memory: the pod tells.
+                _ if let Proven::Ended(status) = proof.proven()
+                    && (!attached || status != KILLED) =>
+                {
+                    ending::code(status)
+                }
                 Some(exit) if !attached => exit,
                 Some(_) => read_exit(cluster, &pod, &contents.console, contents.timeouts.pod_stop).await,
                 None => of_gone(&cluster.get_pod(&pod).await, &contents.console, &end),
@@ -283,21 +298,43 @@ where
         }
     }
 
+    fn stdout(&mut self, proof: &mut Proof, bytes: Bytes) {
+        for bytes in proof.stdout(bytes, Instant::now()) {
+            self.machine.stdout(bytes);
+        }
+    }
+
+    fn stderr(&mut self, proof: &mut Proof, bytes: Bytes) {
+        for bytes in proof.stderr(bytes, Instant::now()) {
+            self.machine.stderr(bytes);
+        }
+    }
+
+    fn release(&mut self, proof: &mut Proof, now: Option<Instant>) {
+        let [stdout, stderr] = proof.release(now);
+        self.machine.stdout(stdout);
+        self.machine.stderr(stderr);
+    }
+
     /// Carries bytes both ways until the program's stream ends.
-    async fn pump(&mut self, streams: &mut Streams) -> Result<StreamEnd, Stop> {
+    async fn pump(&mut self, streams: &mut Streams, proof: &mut Proof) -> Result<StreamEnd, Stop> {
         loop {
             if let Some(size) = self.machine.take_resize() {
                 streams.size.send_replace(Some(size));
             }
+            let due = proof.due();
             let (takes_output, has_input) = (self.machine.takes_output(), self.machine.has_input());
             tokio::select! {
                 step = self.step() => step?,
                 output = streams.output.recv(), if takes_output => match output {
-                    Some(Output::Stdout(bytes)) => self.machine.stdout(bytes),
-                    Some(Output::Stderr(bytes)) => self.machine.stderr(bytes),
+                    Some(Output::Stdout(bytes)) => self.stdout(proof, bytes),
+                    Some(Output::Stderr(bytes)) => self.stderr(proof, bytes),
                     Some(Output::End(end)) => return Ok(end),
                     None => return Ok(StreamEnd::Lost("the stream ended without a word".to_owned())),
                 },
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    self.release(proof, Some(Instant::now()));
+                }
                 permit = streams.input.reserve(), if has_input => match permit {
                     Ok(permit) => if let Some(input) = self.machine.take_input() {
                         permit.send(input);

@@ -10,6 +10,7 @@ mod ending;
 mod machine;
 mod open;
 mod places;
+mod proof;
 mod reach;
 mod records;
 mod run;

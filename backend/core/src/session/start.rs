@@ -8,6 +8,7 @@ use super::{
     console::{Console, PidReader, Signaller},
     ending::is_missing,
     places,
+    proof::Proof,
     reach::Api,
 };
 use crate::{
@@ -53,6 +54,8 @@ pub(super) struct Running {
     pub warning: String,
     /// Whether the stream's end is the wrapper's ([`wrapper::true_end`]).
     pub wrapped: bool,
+    /// Takes the wrapper's last words out of the outputs.
+    pub proof: Proof,
     /// Delivers signals, where an agent can.
     pub signaller: Option<Signaller>,
     /// The program is the container's own: its end stands in the pod's status.
@@ -217,7 +220,7 @@ impl Sessions {
             let streams = api.open_stream(&pod, &request(wrapped.command.clone())).await?;
             match marked(streams, &wrapped, &nonce, false).await? {
                 Tried::Runs(marked) => {
-                    return self.running(contents, opening, *marked, pod, None, Start::Wrapped).await;
+                    return self.running(contents, opening, *marked, pod, None, (Start::Wrapped, Some(&nonce))).await;
                 }
                 Tried::NoShell => {
                     tracing::info!(pod = pod.name, image, "the image has no shell");
@@ -227,7 +230,7 @@ impl Sessions {
         }
         needs_no_shell(opening)?;
         let streams = api.open_stream(&pod, &request(under_agent(contents, opening, Start::Bare))).await?;
-        self.running(contents, opening, Marked::unread(streams), pod, None, Start::Bare).await
+        self.running(contents, opening, Marked::unread(streams), pod, None, (Start::Bare, None)).await
     }
 
     /// In a pod of its own.
@@ -256,7 +259,9 @@ impl Sessions {
                     let streams = api.open_stream(&pod, &attach).await?;
                     match marked(streams, &wrapped, &nonce, true).await? {
                         Tried::Runs(marked) => {
-                            return self.running(contents, opening, *marked, pod, Some(own), Start::Wrapped).await;
+                            return self
+                                .running(contents, opening, *marked, pod, Some(own), (Start::Wrapped, Some(&nonce)))
+                                .await;
                         }
                         Tried::NoShell => self.shells.mark_bare(&image),
                     }
@@ -287,7 +292,7 @@ impl Sessions {
             // A stream that takes nothing tells why when it is read.
             let _ = streams.input.send(Input::Stdin(byte)).await;
         }
-        self.running(contents, opening, Marked::unread(streams), pod, Some(own), start).await
+        self.running(contents, opening, Marked::unread(streams), pod, Some(own), (start, None)).await
     }
 
     /// A stream whose program starts: with an agent, its PID comes first.
@@ -298,7 +303,7 @@ impl Sessions {
         mut marked: Marked,
         pod: PodRef,
         own_pod: Option<OwnPod>,
-        start: Start,
+        (start, nonce): (Start, Option<&Nonce>),
     ) -> Result<Running, Refusal> {
         let signaller = match &contents.agent {
             Some(path) if start != Start::ImagesOwn => {
@@ -321,7 +326,8 @@ impl Sessions {
             warning = format!("{warning}{and}{NO_EOF}");
         }
         let (wrapped, attached) = (start == Start::Wrapped, own_pod.is_some());
-        Ok(Running { streams, pod, own_pod, stdout, stderr, warning, wrapped, signaller, attached })
+        let proof = Proof::new(nonce, opening.tty);
+        Ok(Running { streams, pod, own_pod, stdout, stderr, warning, wrapped, proof, signaller, attached })
     }
 
     /// In a pod of the program's own that stands ready.
