@@ -469,3 +469,31 @@ async fn twenty_at_once_while_one_reads_nothing() {
     drop(stuck);
     world.end(1).await;
 }
+
+/// Nagle's algorithm would hold the second key back until the first is acknowledged: 40 ms, each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_does_not_wait_for_the_acknowledgement_of_the_one_before() {
+    let world = World::demo().await;
+    let handle = world.connect(1).await.handle;
+    let mut session = world.open(&handle, &exec("echo ready; while read line; do echo $line; done"));
+    session.started().await;
+    let mut seen = Vec::new();
+    session.until(&mut seen, "ready\n").await;
+    let (mut offset, mut quickest) = (0, PATIENCE);
+    for line in 0..40 {
+        let began = Instant::now();
+        for key in [format!("{line}."), "\n".to_owned()] {
+            let data = v1::Data { stream: Stream::Stdin.into(), offset, data: key.clone().into() };
+            offset += key.len() as u64;
+            session.send(Frame::Data(data)).await;
+            // Two keys that are there at once would go out together.
+            sleep(Duration::from_millis(2)).await;
+        }
+        session.until(&mut seen, &format!("{line}.\n")).await;
+        // A connection's first packets are acknowledged at once.
+        quickest = if line < 20 { PATIENCE } else { quickest.min(began.elapsed()) };
+    }
+    assert!(quickest < Duration::from_millis(30), "{quickest:?}");
+    drop(session);
+    world.end(1).await;
+}

@@ -1,11 +1,15 @@
 //! From configuration to kube clients.
+//!
+//! The stack is kube's own but for its connector, which leaves Nagle's algorithm on: a key press that follows another waited 40 ms
+//! for the acknowledgement of the first where the program answered only the second.
 
 use super::token::TokenFile;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderValue, header::USER_AGENT};
+use hyper_util::{client::legacy, rt::TokioExecutor};
 use kube::{
     Client, Config,
-    client::{Body, ClientBuilder},
+    client::{Body, ClientBuilder, ConfigExt as _},
     config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
 use podbay_backend_core::config::{Connection, Explicit, Pem};
@@ -13,8 +17,13 @@ use podbay_runtime::config::Secret;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::{Map, Value};
 use std::{path::Path, time::Duration};
-use tower::util::MapRequestLayer;
+use tower::{
+    BoxError, ServiceExt as _,
+    timeout::Timeout,
+    util::{BoxCloneSyncService, MapRequestLayer, option_layer},
+};
 
+/// TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Why no client could be made.
@@ -50,25 +59,30 @@ pub(super) async fn clients(connection: &Connection) -> Result<Clients, ConnectE
             explicit_config(explicit)?
         }
     };
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    config.read_timeout = None;
-    // What may be repeated is decided by whoever asks: a repeated create is not harmless.
-    config.default_retry = false;
     let agent = concat!("podbay/", env!("CARGO_PKG_VERSION"));
     config.headers.push((USER_AGENT, HeaderValue::from_static(agent)));
-    let mut streams = config.clone();
-    streams.write_timeout = None;
-    let client = |config: Config| {
-        let builder = ClientBuilder::try_from(config).map_err(wrong)?;
-        Ok(match token.clone() {
-            None => builder.build(),
-            Some(token) => {
-                let authorize = move |request: http::Request<Body>| token.authorize(request);
-                builder.with_layer(&MapRequestLayer::new(authorize)).build()
-            }
-        })
-    };
-    Ok(Clients { unary: client(config)?, streams: client(streams)? })
+    Ok(Clients { unary: client(&config, token.as_ref())?, streams: client(&config, token.as_ref())? })
+}
+
+/// No timeouts but for connecting: the caller brings those. No retries either: what may be repeated is decided by whoever asks, and
+/// a repeated create is not harmless.
+fn client(config: &Config, token: Option<&TokenFile>) -> Result<Client, ConnectError> {
+    if config.proxy_url.is_some() {
+        return Err(wrong("proxies (proxy-url, HTTPS_PROXY) are not supported"));
+    }
+    let mut tcp = legacy::connect::HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    let tls = config.rustls_https_connector_with_connector(tcp).map_err(wrong)?;
+    let connector = BoxCloneSyncService::new(Timeout::new(tls, CONNECT_TIMEOUT));
+    let http: legacy::Client<_, Body> = legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let stack = ClientBuilder::new(http.map_err(BoxError::from), config.default_namespace.clone())
+        .with_layer(&config.extra_headers_layer().map_err(wrong)?)
+        .with_layer(&option_layer(config.auth_layer().map_err(wrong)?))
+        .with_layer(&config.base_uri_layer());
+    let authorize =
+        token.cloned().map(|token| MapRequestLayer::new(move |request: http::Request<Body>| token.authorize(request)));
+    Ok(stack.with_layer(&option_layer(authorize)).build())
 }
 
 fn explicit_config(explicit: &Explicit) -> Result<Config, ConnectError> {
