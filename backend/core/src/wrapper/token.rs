@@ -49,7 +49,7 @@ impl Token {
         };
         let mut out = Vec::new();
         let mut from = 0;
-        while let Some(at) = rest.get(from..).and_then(|rest| rest.iter().position(|&byte| byte == FIRST)) {
+        while let Some(at) = rest.get(from..).and_then(|rest| memchr::memchr(FIRST, rest)) {
             let at = from + at;
             match self.at(rest.get(at..).unwrap_or_default()) {
                 At::Nothing => from = at + 1,
