@@ -17,7 +17,27 @@ pub use process::{Answered, Running, finish, program, wait_until};
 pub use terminal::Terminal;
 pub use world::{Setup, World, image, only_embedded};
 
+use sha2::{Digest as _, Sha256};
 use std::time::Duration;
 
 /// How long a scenario waits for anything that must happen; far above what it takes, since machines are shared.
 pub const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Bytes that no two places share, cheap to make.
+pub fn bytes(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut all = Vec::with_capacity(len + 8);
+    while all.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        all.extend_from_slice(&state.to_le_bytes());
+    }
+    all.truncate(len);
+    all
+}
+
+/// SHA-256 in hex, as `sha256sum` writes it.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}

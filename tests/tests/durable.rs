@@ -2,8 +2,7 @@
 //! sees nothing of all that breaks meanwhile.
 
 use nix::sys::signal::Signal;
-use podbay_tests::{Answered, Setup, Terminal, World, finish, only_embedded, wait_until};
-use sha2::{Digest as _, Sha256};
+use podbay_tests::{Answered, Setup, Terminal, World, bytes, finish, only_embedded, sha256, wait_until};
 use std::{
     io::{Read as _, Write as _},
     process::{Child, ChildStdout, Stdio},
@@ -11,24 +10,6 @@ use std::{
 };
 
 const MIB: usize = 1 << 20;
-
-/// Bytes that no two places share, cheap to make.
-fn bytes(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut all = Vec::with_capacity(len + 8);
-    while all.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        all.extend_from_slice(&state.to_le_bytes());
-    }
-    all.truncate(len);
-    all
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    hex::encode(Sha256::digest(bytes))
-}
 
 /// Bytes on their way through `cat` in the pod and back, in pieces that the test doles out: between them it breaks things.
 struct Loop {
