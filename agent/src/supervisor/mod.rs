@@ -219,6 +219,8 @@ impl Supervisor {
     }
 
     fn run(&mut self) -> io::Result<u8> {
+        // Some may have ended before SIGCHLD was ours to see (a container's processes, where this took another program's place).
+        self.reap(Instant::now());
         loop {
             let now = Instant::now();
             if self.host.next_deadline(now).is_some_and(|at| at <= now) {

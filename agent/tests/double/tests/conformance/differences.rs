@@ -113,8 +113,10 @@ fn orphans_are_reaped() {
     for agent in BOTH {
         // The shell's child is the agent's once the shell has become that, as a container's orphans are process 1's.
         let script = "sleep 60 & echo $!; exec \"$0\" wait-signal --signal TERM";
-        let mut child =
-            Command::new("sh").args(["-c", script, agent.path()]).stdout(Stdio::piped()).spawn().expect("starts");
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script, agent.path()]).env("PODBAY_AGENT_DIR", folder.path());
+        let mut child = shell.stdout(Stdio::piped()).spawn().expect("starts");
         let stdout = child.stdout.take().expect("piped");
         let orphan = String::from_utf8(read_until(&stdout, |all| all.ends_with(b"\n"))).expect("text");
         let orphan = orphan.trim();

@@ -24,9 +24,9 @@ const SIGNALS: [(&str, i32); 13] = [
     ("USR2", 12),
 ];
 
-/// A process that waits to be killed.
+/// A process that waits to be killed, also where the test runs with signals ignored (`nohup`).
 fn victim() -> Child {
-    Command::new("sleep").arg("60").spawn().expect("starts")
+    Command::new("env").args(["--default-signal", "sleep", "60"]).spawn().expect("starts")
 }
 
 fn silent(run: &Run) {
@@ -116,16 +116,47 @@ fn mistakes_are_code_1() {
 }
 
 /// Whether the process is in `rt_sigtimedwait`.
+/// It waits in `rt_sigtimedwait`; or, ours, which supervises meanwhile, in `poll` or `ppoll` with its signals blocked (the
+/// standard library polls once, too, as a program starts).
 fn waits_for_signals(child: &Child) -> bool {
-    let number = if cfg!(target_arch = "x86_64") { "128 " } else { "137 " };
-    fs::read_to_string(format!("/proc/{}/syscall", child.id())).is_ok_and(|call| call.starts_with(number))
+    let (waits, polls) = if cfg!(target_arch = "x86_64") { ("128 ", ["7 ", "271 "]) } else { ("137 ", ["73 ", "73 "]) };
+    let read = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", child.id())).unwrap_or_default();
+    let blocked = read("status").lines().find_map(|line| line.strip_prefix("SigBlk:")?.trim().parse::<Hex>().ok());
+    let call = read("syscall");
+    call.starts_with(waits)
+        || polls.iter().any(|poll| call.starts_with(poll)) && blocked.is_some_and(|Hex(mask)| mask != 0)
 }
 
-fn waiting(agent: Agent, args: &[&str]) -> Child {
-    let child = agent.command(args).spawn().expect("starts");
+struct Hex(u64);
+
+impl std::str::FromStr for Hex {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
+/// A program that waits, and the folder of its own where it may supervise.
+struct Waiting {
+    child: Child,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn waiting(agent: Agent, args: &[&str]) -> Waiting {
+    let folder = tempfile::tempdir().expect("a folder");
+    let child = agent.command(args).env("PODBAY_AGENT_DIR", folder.path()).spawn().expect("starts");
+    let waiting = Waiting { child, _folder: folder };
     // It can't tell when it is ready, and a signal before that is its death.
-    eventually("waits", || waits_for_signals(&child));
-    child
+    eventually("waits", || waits_for_signals(&waiting.child));
+    waiting
 }
 
 fn send(child: &Child, number: i32) {
@@ -138,8 +169,9 @@ fn wait_signal_waits_for_any_of_its_signals() {
     for agent in BOTH {
         for (name, number) in SIGNALS.into_iter().filter(|(name, _)| !["KILL", "PIPE"].contains(name)) {
             let args = ["wait-signal", "--signal", "PIPE", "--signal", name, "--message", "got it"];
-            let mut child = waiting(agent, &args);
-            send(&child, number);
+            let mut waiting = waiting(agent, &args);
+            let child = &mut waiting.child;
+            send(child, number);
             let mut said = String::new();
             child.stdout.take().expect("piped").read_to_string(&mut said).expect("text");
             assert_eq!((child.wait().expect("ends").code(), said.as_str()), (Some(0), "got it"), "{agent:?} {name}");
@@ -150,13 +182,14 @@ fn wait_signal_waits_for_any_of_its_signals() {
 #[test]
 fn wait_signal_leaves_other_signals_alone_and_needs_no_message() {
     for agent in BOTH {
-        let mut child = waiting(agent, &["wait-signal", "--signal", "INT"]);
-        send(&child, 15);
-        assert_eq!(child.wait().expect("ends").signal(), Some(15), "{agent:?}");
-        let child = waiting(agent, &["wait-signal", "--signal", "INT"]);
-        send(&child, 2);
-        let output = child.wait_with_output().expect("ends");
-        assert_eq!((output.status.code(), output.stdout), (Some(0), Vec::new()), "{agent:?}");
+        let mut waits = waiting(agent, &["wait-signal", "--signal", "INT"]);
+        send(&waits.child, 15);
+        assert_eq!(waits.child.wait().expect("ends").signal(), Some(15), "{agent:?}");
+        let mut waits = waiting(agent, &["wait-signal", "--signal", "INT"]);
+        send(&waits.child, 2);
+        let mut said = Vec::new();
+        waits.child.stdout.take().expect("piped").read_to_end(&mut said).expect("read");
+        assert_eq!((waits.child.wait().expect("ends").code(), said), (Some(0), Vec::new()), "{agent:?}");
     }
 }
 
