@@ -26,7 +26,11 @@ const SIGNALS: [(&str, i32); 13] = [
 
 /// A process that waits to be killed, also where the test runs with signals ignored (`nohup`).
 fn victim() -> Child {
-    Command::new("env").args(["--default-signal", "sleep", "60"]).spawn().expect("starts")
+    let child = Command::new("env").args(["--default-signal", "sleep", "60"]).spawn().expect("starts");
+    let name = || fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap_or_default();
+    // Not before it is what it shall be.
+    eventually("sleeps", || name() == "sleep\n");
+    child
 }
 
 fn silent(run: &Run) {
