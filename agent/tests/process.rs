@@ -41,6 +41,13 @@ fn terminal() -> Stdio {
     Stdio::Terminal(Request { term: "vt220".into(), size, modes: vec![Mode { opcode: 72, value: 0 }] })
 }
 
+/// One test at a time: a program that another thread starts meanwhile may hold a descriptor of this one's for a moment, and
+/// the supervisor has one thread.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// Reads until the end, or until what was read contains `until`; never for ever.
 fn read(from: &impl AsFd, until: Option<&str>) -> String {
     let deadline = Instant::now() + DEADLINE;
@@ -93,6 +100,7 @@ fn output(spec: &Spec) -> (String, Exit) {
 
 #[test]
 fn bytes_go_through_the_pipes_and_the_code_comes_back() {
+    let _alone = alone();
     let mut program = starter().start(&sh("cat; echo oops >&2; exit 7", Stdio::Pipes)).expect("starts");
     let (mut stdin, stdout, stderr) = pipes(&mut program);
     stdin.write_all(b"there and back").expect("written");
@@ -105,6 +113,7 @@ fn bytes_go_through_the_pipes_and_the_code_comes_back() {
 
 #[test]
 fn the_environment_is_the_given_one_and_nothing_else() {
+    let _alone = alone();
     let mut spec = spec(&["env"], Stdio::Pipes);
     spec.environment.set("A", "first").expect("set");
     spec.environment.set("A", "second\nline").expect("set");
@@ -114,6 +123,7 @@ fn the_environment_is_the_given_one_and_nothing_else() {
 
 #[test]
 fn a_program_has_its_own_session_and_group_and_starts_in_its_folder() {
+    let _alone = alone();
     let folder = tempfile::tempdir().expect("a folder");
     for stdio in [Stdio::Pipes, terminal()] {
         let mut spec = sh("pwd -P; echo $$; cut -d' ' -f5,6 /proc/$$/stat", stdio);
@@ -128,6 +138,7 @@ fn a_program_has_its_own_session_and_group_and_starts_in_its_folder() {
 
 #[test]
 fn a_terminal_is_controlling_sized_and_named_before_the_first_instruction() {
+    let _alone = alone();
     let (text, exit) =
         output(&sh("stty size; echo $TERM; tty </dev/tty >/dev/null && echo ctty; stty | grep -c onlcr", terminal()));
     // No CR before LF: ONLCR was switched off by a mode.
@@ -136,6 +147,7 @@ fn a_terminal_is_controlling_sized_and_named_before_the_first_instruction() {
 
 #[test]
 fn signals_start_as_the_system_has_them() {
+    let _alone = alone();
     // The test's own thread blocks and (Rust's runtime) ignores some; none of it may reach the program.
     let mut block = nix::sys::signal::SigSet::empty();
     block.add(nix::sys::signal::Signal::SIGTERM);
@@ -152,6 +164,7 @@ fn signals_start_as_the_system_has_them() {
 
 #[test]
 fn an_ignored_signal_of_the_agent_is_not_the_programs() {
+    let _alone = alone();
     // A shell that ignores HUP and INT starts us, as nohup and `&` do; the stub by itself would pass that on.
     let test = std::env::current_exe().expect("our program");
     let script =
@@ -162,6 +175,7 @@ fn an_ignored_signal_of_the_agent_is_not_the_programs() {
 
 #[test]
 fn no_descriptor_leaks_into_a_program() {
+    let _alone = alone();
     let _open = fs::File::open("/dev/null").expect("opens");
     // Without close-on-exec, as a container runtime may leave one.
     let null = fs::File::open("/dev/null").expect("opens");
@@ -172,6 +186,7 @@ fn no_descriptor_leaks_into_a_program() {
 
 #[test]
 fn what_can_go_wrong_is_told_apart() {
+    let _alone = alone();
     let folder = tempfile::tempdir().expect("a folder");
     let file = |name: &str, text: &[u8], mode| {
         let path = folder.path().join(name);
@@ -203,6 +218,7 @@ fn what_can_go_wrong_is_told_apart() {
 
 #[test]
 fn the_path_that_counts_is_the_programs() {
+    let _alone = alone();
     let folder = tempfile::tempdir().expect("a folder");
     fs::copy("/bin/echo", folder.path().join("only-here")).expect("copied");
     let mut spec = spec(&["only-here", "found"], Stdio::Pipes);
@@ -213,6 +229,7 @@ fn the_path_that_counts_is_the_programs() {
 
 #[test]
 fn a_death_by_signal_is_told_as_such() {
+    let _alone = alone();
     for signal in Signal::ALL {
         // Cores off, so that the flag is known; busybox and dash both take numbers.
         let number = signal.os().as_raw();
@@ -225,6 +242,7 @@ fn a_death_by_signal_is_told_as_such() {
 
 #[test]
 fn a_signal_reaches_the_whole_group() {
+    let _alone = alone();
     for stdio in [Stdio::Pipes, terminal()] {
         // The shell waits for a child; both must go, or the pipe (the terminal) would stay open.
         let mut program = starter().start(&sh("sh -c 'echo ready; sleep 60' ; true", stdio)).expect("starts");
@@ -243,6 +261,7 @@ fn a_signal_reaches_the_whole_group() {
 
 #[test]
 fn with_a_terminal_the_foreground_group_gets_the_signal() {
+    let _alone = alone();
     // Job control puts the inner shell into a group of its own in the foreground; the outer one lives to tell.
     let script =
         "set -m; sh -c 'trap \"echo got it; exit 5\" USR1; echo ready; while :; do sleep 0.01; done'; echo status $?";
@@ -257,6 +276,7 @@ fn with_a_terminal_the_foreground_group_gets_the_signal() {
 
 #[test]
 fn a_launch_can_be_polled() {
+    let _alone = alone();
     let mut launching = starter().launch(&spec(&["true"], Stdio::Pipes)).expect("launched");
     let deadline = Instant::now() + DEADLINE;
     while !launching.is_decided() {
@@ -270,12 +290,14 @@ fn a_launch_can_be_polled() {
 
 #[test]
 fn a_program_can_have_our_stdio() {
+    let _alone = alone();
     let mut program = starter().start(&sh("exit 3", Stdio::Inherit)).expect("starts");
     assert_eq!(ends(&mut program), Exit::Code(3));
 }
 
 #[test]
 fn a_person_who_calls_the_stub_is_told() {
+    let _alone = alone();
     let mut child = Command::new(podbay_agent_embed::BUILT_AT)
         .args(["exec-child", "-", "", "true"])
         .stderr(std::process::Stdio::piped())
