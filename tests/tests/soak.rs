@@ -4,7 +4,7 @@
 //! `cargo test --workspace --test soak -- --ignored --nocapture`; `PODBAY_SOAK_SESSIONS` and `PODBAY_SOAK_SECONDS` make it
 //! another size.
 
-use podbay_tests::{Setup, World};
+use podbay_tests::{Master, Setup, World};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use std::{
     io::{Read as _, Write as _},
@@ -174,5 +174,25 @@ fn no_session_and_no_byte_is_lost_whatever_dies() {
         quantile(&gaps, 99).as_millis(),
         quantile(&gaps, 100).as_millis(),
     );
+    world.ends_clean();
+}
+
+#[test]
+#[ignore = "a thousand pods: .ci/run runs it alone"]
+fn the_first_byte_of_a_thousand_programs_arrives() {
+    let world = World::with(Setup::Apart, "session+podbay", |config| config);
+    thread::scope(|scope| {
+        for connection in 0..8 {
+            let world = &world;
+            scope.spawn(move || {
+                let master = Master::start(world);
+                for n in 0..125 {
+                    let program = format!("printf '{connection} {n}'; exit 3");
+                    master.run(&program, b"").is(3, &format!("{connection} {n}"), "");
+                }
+                master.ends();
+            });
+        }
+    });
     world.ends_clean();
 }
