@@ -255,3 +255,37 @@ fn many_sessions_survive_what_breaks() {
     }
     world.ends_clean();
 }
+
+#[test]
+fn memory_that_ends_the_container_is_told_to_every_session() {
+    if only_embedded("its faults are injected into the embedded one") {
+        return;
+    }
+    for mode in ["connection+podbay"] {
+        let world = World::with(Setup::Apart, mode, |config| config);
+        let connection = podbay_tests::Master::start(&world);
+        let clients: Vec<_> = (0..2)
+            .map(|_| {
+                let mut ssh = connection.ssh(&[]);
+                let ssh = ssh.arg("echo up; sleep 1000").stdin(Stdio::piped());
+                let mut client = ssh.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+                let mut up = [0; 3];
+                client.stdout.as_mut().expect("piped").read_exact(&mut up).expect("runs");
+                client
+            })
+            .collect();
+        let pods = world.pods();
+        let [pod] = pods.as_slice() else { panic!("{pods:?}") };
+        world.fault(&format!(
+            r#"{{"do": {{"action": "oomKill", "namespace": "default", "pod": "{pod}", "container": "shell"}}}}"#
+        ));
+        for client in clients {
+            let output = client.wait_with_output().expect("ends");
+            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(told.contains("out of memory"), "{mode}: {told}");
+            assert_eq!(output.status.code(), Some(255), "{mode}: {told}");
+        }
+        connection.ends();
+        world.ends_clean();
+    }
+}

@@ -109,8 +109,12 @@ impl Session {
         input.close();
         debug!(connection = %conn.id, channel = write.id().number(), ?ending, "session ended");
         let report = ending.report();
-        if let Report::Failed { message, .. } = &report {
-            output.note(message);
+        match &report {
+            // OpenSSH keeps the message of an exit-signal to itself.
+            Report::Failed { message, .. } | Report::Signal { message, .. } if !message.is_empty() => {
+                output.note(message);
+            }
+            Report::Failed { .. } | Report::Signal { .. } | Report::Status(_) => {}
         }
         // All output goes out first, however long the client takes to read it.
         output.finish();

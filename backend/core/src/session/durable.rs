@@ -7,14 +7,14 @@
 use super::{
     Opening, Sessions,
     driver::{Report, ToClient},
-    ending::{self, lost, of_gone},
+    ending::{self, of_gone, of_lost_program},
     machine::size_of,
     places::Place,
     start::OwnPod,
     violation,
 };
 use crate::{
-    cluster::{ClusterError, PodRef, StreamEnd},
+    cluster::{Cluster, ClusterError, PodRef, StreamEnd},
     failure::short,
     handle::Contents,
     link::{Commands, Found, LinkEnded, LinkProgram, News},
@@ -37,7 +37,7 @@ use podbay_agent_wire::{
     program::{self, Exit, Pty, Size, Start},
     proto,
 };
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -74,6 +74,7 @@ pub(super) struct Durable {
     /// One of those that the connection may have; free for the next one once Exit is under way.
     pub place: Option<Place>,
     leases: Leases,
+    cluster: Arc<dyn Cluster>,
     link: LinkProgram,
     commands: Commands,
     tty: bool,
@@ -170,6 +171,7 @@ impl Sessions {
                     own_pod: None,
                     place: None,
                     leases: self.leases.clone(),
+                    cluster: Arc::clone(self.lifecycle.cluster()),
                     commands: link.commands(),
                     link,
                     tty: terminal,
@@ -197,26 +199,14 @@ impl Sessions {
                 Ok(Begun::Running(Box::new(durable)))
             }
             Event::Closed { reason: proto::Reason::UnknownSession | proto::Reason::InstanceDiffers, .. } => {
-                Ok(Begun::Ended(self.program_lost(&pod, &contents.console).await))
+                let found = self.lifecycle.cluster().get_pod(&pod).await;
+                Ok(Begun::Ended(of_lost_program(&found, &contents.console)))
             }
             Event::Closed { reason, message, .. } => Err(not_started(reason, &message)),
             other => {
                 tracing::warn!(?other, "the agent tells something before Started");
                 Err(Refusal::new(Reason::Internal, "the pod's agent answers out of order"))
             }
-        }
-    }
-
-    /// The program and its record are gone with the supervisor that had them; the container's last state may say why.
-    async fn program_lost(&self, pod: &PodRef, console: &str) -> v1::Exit {
-        let found = self.lifecycle.cluster().get_pod(pod).await;
-        let exit = gone(&found, console);
-        match exit.end {
-            Some(End::Lost(refusal)) if refusal.reason() == Reason::StreamLost => {
-                let text = "the program is gone with the container that ran it; how it ended is not known";
-                lost(Reason::ProgramLost, text)
-            }
-            _ => exit,
         }
     }
 }
@@ -328,6 +318,12 @@ impl Durable {
                 news = self.link.news.recv(), if self.exit.is_none() => match news {
                     Some(News::Wire(Event::Exit { exit, .. })) => {
                         self.finish(v1::Exit { end: Some(end(exit)) }, contents).await;
+                    }
+                    Some(News::Wire(Event::Closed {
+                        reason: proto::Reason::UnknownSession | proto::Reason::InstanceDiffers, ..
+                    })) => {
+                        let found = self.cluster.get_pod(&self.pod).await;
+                        self.finish(of_lost_program(&found, &contents.console), contents).await;
                     }
                     Some(News::Wire(event)) => self.event(event)?,
                     Some(News::Gone(pod)) => self.finish(gone(&pod, &contents.console), contents).await,
@@ -496,7 +492,8 @@ impl Durable {
                 let refusal = result.err().map(|(reason, message)| not_done(reason, &message, resize.is_some()));
                 self.answer(id, refusal);
             }
-            Event::Closed { reason, message, .. } => return self.closed(reason, &message),
+            Event::Closed { reason: proto::Reason::Detached, .. } => return Err(Stop::Gone),
+            Event::Closed { reason, message, .. } => return Err(not_started(reason, &message).into()),
             // Nothing that its client sees, and what is told to others.
             Event::Relinked { .. }
             | Event::Started { .. }
@@ -507,21 +504,6 @@ impl Durable {
             | Event::FileWritten { .. } => {}
         }
         Ok(())
-    }
-
-    fn closed(&mut self, reason: proto::Reason, message: &str) -> Result<(), Stop> {
-        use proto::Reason as Wire;
-        match reason {
-            Wire::Detached => Err(Stop::Gone),
-            Wire::UnknownSession | Wire::InstanceDiffers => {
-                let text = "the program is gone with the container that ran it; how it ended is not known";
-                let exit = lost(Reason::ProgramLost, text);
-                self.data.push_back(Out::Exit(exit.clone()));
-                self.exit = Some(exit);
-                Ok(())
-            }
-            other => Err(not_started(other, message).into()),
-        }
     }
 
     fn of_wire(&mut self, stream: WireStream) -> (Stream, &mut Output) {

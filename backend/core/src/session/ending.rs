@@ -73,6 +73,28 @@ pub(super) fn of_gone(pod: &Result<Pod, ClusterError>, console: &str, end: &Stre
     }
 }
 
+/// The end of a program whose supervisor was replaced by another: the container was restarted. What ended the container before is its
+/// last state then.
+pub(super) fn of_lost_program(pod: &Result<Pod, ClusterError>, console: &str) -> Exit {
+    let last = |pod: &Pod| {
+        let status = pod.status.as_ref()?.container_statuses.iter().flatten().find(|status| status.name == console)?;
+        status.last_state.as_ref()?.terminated.as_ref()?.reason.clone()
+    };
+    if let Ok(pod) = pod
+        && last(pod).as_deref() == Some("OOMKilled")
+    {
+        return out_of_memory();
+    }
+    let exit = of_gone(pod, console, &StreamEnd::Lost("its container was restarted".to_owned()));
+    match exit.end {
+        Some(End::Lost(refusal)) if refusal.reason() == Reason::StreamLost => {
+            let text = "the program is gone with the container that ran it; how it ended is not known";
+            lost(Reason::ProgramLost, text)
+        }
+        _ => exit,
+    }
+}
+
 fn stream_lost(why: &str) -> Exit {
     let text = format!("the connection to the program broke, how it ended is not known: {}", short(why));
     lost(Reason::StreamLost, text)
