@@ -133,7 +133,11 @@ impl Program {
 
     /// Returns whether the agent has to be told.
     pub(super) fn close(&mut self, closing: Closing) -> bool {
-        self.closing = Some(closing);
+        match (self.closing, closing) {
+            (None, _) | (Some(Closing::Detach(_)), Closing::Release) => self.closing = Some(closing),
+            // Who leaves after its own word, by which the program is given up or kept for long, does not take that back.
+            (Some(Closing::Release), _) | (Some(Closing::Detach(_)), Closing::Detach(_)) => {}
+        }
         self.instance.is_some()
     }
 
@@ -221,5 +225,26 @@ impl Request {
             }
         };
         ToAgent { message: Some(message) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_client_said_of_its_program_outlives_its_leaving() {
+        let said = |closings: &[Closing]| {
+            let session = SessionId([1; 16]);
+            let mut program = Program::new(session, Attempt::default(), Want::Again, ResumeFrom::default(), 1);
+            for closing in closings {
+                program.close(*closing);
+            }
+            program.closing
+        };
+        let (lost, kept) = (Closing::Detach(None), Closing::Detach(Some(Duration::from_secs(9))));
+        assert_eq!(said(&[Closing::Release, lost]), Some(Closing::Release));
+        assert_eq!(said(&[kept, lost]), Some(kept));
+        assert_eq!(said(&[lost, Closing::Release]), Some(Closing::Release));
     }
 }

@@ -142,7 +142,13 @@ impl Actor {
                         Err(_) => return,
                     }
                 }
-                Happened::Left(token) => self.leave(token),
+                Happened::Left(token) => {
+                    // What its session asked for before it went comes first: above all that the program be given up.
+                    while let Ok((token, what)) = self.commands.try_recv() {
+                        self.act(token, what);
+                    }
+                    self.leave(token);
+                }
                 Happened::Connected(Ok(streams)) => {
                     self.words.clear();
                     self.client.connected(Instant::now().into_std());
