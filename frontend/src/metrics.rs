@@ -52,6 +52,8 @@ pub enum Method {
     PublicKey,
     /// Password.
     Password,
+    /// A certificate of a trusted CA.
+    Certificate,
 }
 
 /// What came of it.

@@ -8,6 +8,7 @@ mod late;
 mod options;
 mod prompt;
 mod shared;
+mod watch;
 
 pub(crate) use connection::serve;
 pub(crate) use gate::{Gate, Hold};

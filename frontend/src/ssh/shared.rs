@@ -6,9 +6,9 @@ use podbay::ConnectionId;
 use podbay_frontend_core::{Limits, SoftStop, soft_stop::WindowExceeded};
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Instant,
@@ -40,6 +40,10 @@ pub struct Conn {
     pub id: ConnectionId,
     /// Where the client is.
     pub remote: IpAddr,
+    /// Its port there.
+    pub port: u16,
+    /// Its identification, once it was read.
+    pub version: Arc<OnceLock<String>>,
     /// The process.
     pub server: Arc<Server>,
     /// Its read gate.
@@ -68,10 +72,12 @@ pub struct Conn {
 
 impl Conn {
     /// A connection that was just accepted.
-    pub fn new(server: Arc<Server>, remote: IpAddr) -> Arc<Self> {
+    pub fn new(server: Arc<Server>, peer: SocketAddr) -> Arc<Self> {
         Arc::new(Self {
             id: ConnectionId::from_bytes(rand::random()),
-            remote,
+            remote: peer.ip().to_canonical(),
+            port: peer.port(),
+            version: Arc::default(),
             server,
             gate: Gate::default(),
             soft_stop: Mutex::new(SoftStop::new(Limits::default())),

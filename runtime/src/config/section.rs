@@ -49,6 +49,11 @@ impl Section {
         self
     }
 
+    /// Whether the key is there with a map behind it. Does not count as reading it.
+    pub fn is_map(&self, key: &str) -> bool {
+        self.find(key).is_some_and(|node| matches!(node.value, Value::Map(_)))
+    }
+
     /// The dotted path of this section; empty = the whole document.
     pub fn path(&self) -> &str {
         &self.path
