@@ -51,7 +51,7 @@ fn http(status: &str, body: &str) -> String {
 
 fn client(url: &str, more: &str) -> Client {
     let document = Document::parse("t", &format!("w: {{url: '{url}', {more}}}")).expect("YAML");
-    let endpoint = endpoint(&mut document.root().section("w"), Duration::from_secs(60));
+    let endpoint = endpoint(&mut document.root().section("w"), Duration::from_mins(1));
     document.finish().expect("no mistake");
     Client::new(endpoint.expect("an endpoint"))
 }
@@ -113,7 +113,7 @@ fn keys_are_checked() {
     ] {
         let document = Document::parse("t", &format!("w: {{{keys}}}")).expect("YAML");
         assert!(
-            endpoint(&mut document.root().section("w"), Duration::from_secs(60)).is_none() || !keys.contains("//x/y/")
+            endpoint(&mut document.root().section("w"), Duration::from_mins(1)).is_none() || !keys.contains("//x/y/")
         );
         let mistakes = document.finish().expect_err(keys).to_string();
         assert!(mistakes.contains(told), "{keys}: {mistakes}");
