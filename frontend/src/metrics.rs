@@ -31,6 +31,8 @@ pub enum Turned {
     TooManyFromAddress,
     /// Too many that have not logged in.
     TooManyStartups,
+    /// From an address with too many failed logins.
+    Penalty,
     /// No SSH, or broken SSH.
     Garbage,
     /// No login in time.

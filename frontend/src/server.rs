@@ -85,7 +85,7 @@ impl Server {
             backend,
             owner: Owner::new(),
             metrics,
-            door: Door::new(bounds),
+            door: Door::new(bounds, &config.ssh.penalties),
             connections: TaskTracker::new(),
             logins: TaskTracker::new(),
             notice: watch::Sender::new(None),
@@ -94,6 +94,11 @@ impl Server {
             stuck: AtomicUsize::new(0),
             config,
         }))
+    }
+
+    /// Whether all connections are being ended.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.end_all.borrow().is_some()
     }
 
     /// The client of `conn` has logged in: opens the connection at the backend, in a task of its own.

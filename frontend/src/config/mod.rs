@@ -3,11 +3,13 @@
 mod algorithms;
 mod auth;
 mod frontend;
+mod penalties;
 mod ssh;
 mod users;
 
 pub use algorithms::Algorithms;
 pub use frontend::{BackendConfig, FrontendConfig};
+pub use penalties::PenaltyConfig;
 pub use ssh::{HostKeys, SshConfig};
 
 use crate::auth::{AuthConfig, Users};

@@ -14,11 +14,17 @@ use crate::{
     metrics::{ConnectionState, Turned},
     server::Server,
 };
+use podbay_frontend_core::penalties::Offence;
 use russh::{
     Disconnect, Error,
     server::{Handle, run_stream},
 };
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep, timeout, timeout_at},
@@ -49,11 +55,18 @@ pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, per
     let gated = Gated::new(Prompt::new(stream).telling(Arc::clone(&conn.version)), conn.gate.clone());
     // russh's task can't be dropped from here: cutting its stream ends it, also when this future is dropped.
     let ending = Ending(Arc::clone(&conn));
+    let began = Instant::now();
     let started = run_stream(Arc::clone(&server.russh), gated, Callbacks::new(Arc::clone(&conn), watch));
     let mut session = match timeout_at(keyed_by, started).await {
         Ok(Ok(session)) => session,
-        Ok(Err(error)) => return garbage(&conn, &error),
-        Err(_) => return garbage(&conn, &Error::ConnectionTimeout),
+        Ok(Err(error)) => {
+            punish(&conn, began);
+            return garbage(&conn, &error);
+        }
+        Err(_) => {
+            punish(&conn, began);
+            return garbage(&conn, &Error::ConnectionTimeout);
+        }
     };
     let handle = session.handle();
     let result = tokio::select! {
@@ -63,10 +76,26 @@ pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, per
             session.await
         }
     };
+    punish(&conn, began);
     finished(&conn, result);
     drop(ending);
     conn.tasks.close();
     conn.tasks.wait().await;
+}
+
+/// What a connection that is over costs its address: nothing where somebody has logged in, or where it is we who end.
+fn punish(conn: &Conn, began: Instant) {
+    if *conn.stage.borrow() == Stage::LoggedIn || conn.server.is_ending() {
+        return;
+    }
+    let offence = if conn.failures.load(Ordering::Relaxed) > 0 {
+        Offence::AuthFail
+    } else if began.elapsed() >= conn.server.config.frontend.login_grace_time {
+        Offence::GraceExceeded
+    } else {
+        Offence::NoAuth
+    };
+    conn.server.door.punish(conn.remote, offence);
 }
 
 /// Ends everything of a connection when dropped.

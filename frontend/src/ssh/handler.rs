@@ -180,6 +180,10 @@ impl Callbacks {
     fn failed(&mut self, user: &str, method: Method, verdict: &Verdict) -> Result<Auth, Error> {
         self.conn.server.metrics.auth(method, false);
         self.failures += 1;
+        // A webhook that is out of order is not the client's fault.
+        if *verdict == Verdict::Refused {
+            self.conn.failures.fetch_add(1, Ordering::Relaxed);
+        }
         let unavailable = *verdict == Verdict::Unavailable;
         info!(connection = %self.conn.id, remote = %self.conn.remote, user, ?method, unavailable, "login failed");
         if self.failures > MAX_FAILURES {

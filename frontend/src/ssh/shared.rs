@@ -64,6 +64,8 @@ pub struct Conn {
     pub tasks: TaskTracker,
     /// Session channels that are open.
     pub channels: AtomicUsize,
+    /// Attempts to log in that failed.
+    pub failures: AtomicUsize,
     /// A session tells its user why the connection ends.
     telling: AtomicBool,
     /// Programs that were let in by [`Conn::admit`].
@@ -89,6 +91,7 @@ impl Conn {
             ended: watch::Sender::new(None),
             tasks: TaskTracker::new(),
             channels: AtomicUsize::new(0),
+            failures: AtomicUsize::new(0),
             telling: AtomicBool::new(false),
             programs: AtomicUsize::new(0),
         })
