@@ -67,14 +67,14 @@ async fn an_address_that_guesses_is_turned_away_for_a_while() {
         config.ssh.penalties = PenaltyConfig { costs: Some(costs), exempt: Vec::new() };
     })
     .await;
-    world.ssh(&["host", "echo"]).run().await.is(0, "", "");
+    world.ssh(&["host", "true"]).run().await.is(0, "", "");
     assert!(!login(&world, "alice", "guess").await.0.success());
     until("the next one is cut at once", || {
         drop(std::net::TcpStream::connect(world.address));
         world.metric("refused_total", "Penalty") >= 1
     })
     .await;
-    let refused = world.ssh(&["host", "echo"]).run().await;
+    let refused = world.ssh(&["host", "true"]).run().await;
     assert_eq!(refused.status, Some(255), "{refused:?}");
 }
 
