@@ -39,6 +39,9 @@ const WRONG_PASSWORD: Duration = Duration::from_millis(500);
 /// After so many failures the connection has had its chances.
 const MAX_FAILURES: usize = 6;
 
+/// More keys are not looked at, however good they are: an accepted offer is no failure, and may cost a question to a webhook.
+const MAX_OFFERS: usize = 64;
+
 /// Signals that wait for a program.
 const SIGNALS: usize = 32;
 
@@ -60,6 +63,7 @@ pub struct Callbacks {
     permits: Permits,
     /// The last key that was offered, and what was said of it: it is not asked again when its signature comes.
     offered: Option<Offered>,
+    offers: usize,
     watch: Watch,
     channels: HashMap<ChannelId, Entry>,
     opened: usize,
@@ -128,6 +132,7 @@ impl Callbacks {
             known: Facts::default(),
             permits: Permits { pty: true },
             offered: None,
+            offers: 0,
             watch,
             channels: HashMap::new(),
             opened: 0,
@@ -276,6 +281,10 @@ impl Handler for Callbacks {
     type Error = Error;
 
     async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Error> {
+        self.offers += 1;
+        if self.offers > MAX_OFFERS {
+            return Err(Error::NoAuthMethod);
+        }
         if !self.conn.server.config.auth.authorities.is_empty() {
             // russh shows the key of a certificate here and not the certificate: what it is shows with the signature.
             return Ok(Auth::Accept);

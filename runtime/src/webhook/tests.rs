@@ -166,3 +166,57 @@ fn facts_are_read_strictly_merged_and_told_without_what_is_sensitive() {
         facts(wrong.clone()).expect_err(&wrong.to_string());
     }
 }
+
+#[tokio::test]
+async fn the_server_is_checked_and_knows_its_client() {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    let authority = || {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA")
+    };
+    let (ours, other) = (authority(), authority());
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name);
+    let issue = |name: &str, host: &str| {
+        let key = KeyPair::generate().expect("a key");
+        let cert =
+            CertificateParams::new(vec![host.to_owned()]).expect("params").signed_by(&key, &ours).expect("signed");
+        std::fs::write(path(&format!("{name}.pem")), cert.pem()).expect("writes");
+        std::fs::write(path(&format!("{name}.key")), key.serialize_pem()).expect("writes");
+    };
+    issue("server", "localhost");
+    issue("client", "podbay");
+    std::fs::write(path("ca"), ours.pem()).expect("writes");
+    std::fs::write(path("other"), other.pem()).expect("writes");
+    let config = crate::tls::server(&path("server.pem"), &path("server.key"), Some(&path("ca"))).expect("TLS");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let port = listener.local_addr().expect("an address").port();
+    let server = tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.expect("accepts");
+            let Ok(mut stream) = tokio_rustls::TlsAcceptor::from(Arc::clone(&config)).accept(stream).await else {
+                continue;
+            };
+            let mut bytes = [0; 4096];
+            while stream.read(&mut bytes).await.is_ok_and(|n| n > 0 && !bytes[..n].ends_with(b"}")) {}
+            let _ = stream.write_all(http("200 OK", "{\"in\": true}").as_bytes()).await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    let with = |host: &str, keys: &str| {
+        let keys = keys.replace("DIR", &dir.path().display().to_string());
+        client(&format!("https://{host}:{port}"), &format!("authTimeout: 400ms, {keys}"))
+    };
+    let identity = "cert: DIR/client.pem, key: DIR/client.key";
+    assert_eq!(ask(&with("localhost", &format!("cacert: DIR/ca, {identity}"))).await.expect("in"), json!({"in": true}));
+    for (host, keys) in [
+        ("localhost", "cacert: DIR/ca".to_owned()),
+        ("localhost", format!("cacert: DIR/other, {identity}")),
+        ("127.0.0.1", format!("cacert: DIR/ca, {identity}")),
+    ] {
+        let refused = ask(&with(host, &keys)).await.expect_err("refused").last;
+        assert!(matches!(refused, CallError::Connection(_)), "{host} {keys}: {refused}");
+    }
+    server.abort();
+}
