@@ -154,7 +154,8 @@ def main():
         if options.client_ca:
             context.load_verify_locations(options.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
-        server.socket = context.wrap_socket(server.socket, server_side=True)
+        # The handshake is the thread's that serves the client: a silent one must not hold up the others.
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     print("listening on %s:%d" % server.server_address[:2], flush=True)
     server.serve_forever()
 

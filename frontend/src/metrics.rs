@@ -65,6 +65,8 @@ pub enum Outcome {
     Success,
     /// It did not.
     Failure,
+    /// Nobody could say: a webhook is out of order.
+    Unavailable,
 }
 
 /// Which way bytes go.
@@ -232,8 +234,7 @@ impl Metrics {
     }
 
     /// An attempt to log in.
-    pub fn auth(&self, method: Method, success: bool) {
-        let result = if success { Outcome::Success } else { Outcome::Failure };
+    pub fn auth(&self, method: Method, result: Outcome) {
         self.auth.get_or_create(&Auth { method, result }).inc();
     }
 

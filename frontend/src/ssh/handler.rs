@@ -7,7 +7,7 @@
 use super::{Conn, LateAnswer, input::Input, shared::Stage, watch::Watch};
 use crate::{
     auth::{Permits, Subject, Verdict, certificate_metadata},
-    metrics::{Direction, Method, Turned},
+    metrics::{Direction, Method, Outcome, Turned},
     session::Session as Program,
 };
 use podbay_frontend_core::{
@@ -176,20 +176,20 @@ impl Callbacks {
             info!(connection = %conn.id, remote = %conn.remote, user, authenticated, key, ?method, "logged in");
             self.known = known.clone();
             user.clone_into(&mut self.user);
-            conn.server.metrics.auth(method, true);
+            conn.server.metrics.auth(method, Outcome::Success);
             return Ok(Auth::Accept);
         }
         self.failed(user, method, &verdict)
     }
 
     fn failed(&mut self, user: &str, method: Method, verdict: &Verdict) -> Result<Auth, Error> {
-        self.conn.server.metrics.auth(method, false);
         self.failures += 1;
         // A webhook that is out of order is not the client's fault.
         if *verdict == Verdict::Refused {
             self.conn.failures.fetch_add(1, Ordering::Relaxed);
         }
         let unavailable = *verdict == Verdict::Unavailable;
+        self.conn.server.metrics.auth(method, if unavailable { Outcome::Unavailable } else { Outcome::Failure });
         info!(connection = %self.conn.id, remote = %self.conn.remote, user, ?method, unavailable, "login failed");
         if self.failures > MAX_FAILURES {
             return Err(Error::NoAuthMethod);
