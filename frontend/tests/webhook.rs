@@ -102,3 +102,33 @@ async fn nobody_is_asked_about_users_of_the_file_and_nobody_any_more_when_the_cl
     let again = timeout(Duration::from_secs(1), listener.accept()).await;
     assert!(again.is_err(), "asked again about nobody");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sha1_signature_does_not_profit_from_a_better_offer() {
+    use russh::keys::{HashAlg, PrivateKeyWithHashAlg, load_secret_key};
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let auth = AuthConfig { public_key: Some(client(&listener)), ..AuthConfig::default() };
+    let world = World::with(1, |config| config.auth = auth).await;
+    let path = world.dir.path().join("rsa");
+    let keygen = tokio::process::Command::new("ssh-keygen")
+        .args(["-q", "-t", "rsa", "-b", "2048", "-N", "", "-f"])
+        .arg(&path)
+        .status()
+        .await;
+    assert!(keygen.expect("runs").success());
+    let key = Arc::new(load_secret_key(&path, None).expect("a key"));
+    let answers = tokio::spawn(async move {
+        let mut asked = 0;
+        while let Ok((_, _, stream)) = timeout(Duration::from_secs(3), question(&listener)).await {
+            answer(stream, r#"{"success": true}"#).await;
+            asked += 1;
+        }
+        asked
+    });
+    for (hash, gets_in) in [(None, false), (Some(HashAlg::Sha256), true)] {
+        let mut ssh = connect(&world).await;
+        let key = PrivateKeyWithHashAlg::new(Arc::clone(&key), hash);
+        assert_eq!(ssh.authenticate_publickey("carol", key).await.expect("an answer").success(), gets_in, "{hash:?}");
+    }
+    assert_eq!(answers.await.expect("no panic"), 1, "nobody is asked about SHA-1");
+}

@@ -4,10 +4,16 @@
 //! one thing that is awaited here is the answer to an attempt to log in (a password's hash, a webhook), before the connection has any
 //! channel.
 
-use super::{Conn, LateAnswer, input::Input, shared::Stage, watch::Watch};
+use super::{
+    Conn, LateAnswer,
+    input::Input,
+    login::{Offered, is_sha1, subject},
+    shared::Stage,
+    watch::Watch,
+};
 use crate::{
-    auth::{Permits, Subject, Verdict, certificate_metadata},
-    metrics::{Direction, Method, Outcome, Turned},
+    auth::{Permits, Verdict, certificate_metadata},
+    metrics::{Direction, Method, Turned},
     session::Session as Program,
 };
 use podbay_frontend_core::{
@@ -16,8 +22,8 @@ use podbay_frontend_core::{
 use podbay_runtime::webhook::Facts;
 use prometheus_client::metrics::counter::Counter;
 use russh::{
-    Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Error, MethodSet, Pty, Sig,
-    keys::{Algorithm, Certificate, PublicKey},
+    Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Error, Pty, Sig,
+    keys::{Certificate, PublicKey},
     server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey},
 };
 use std::{
@@ -36,9 +42,6 @@ use zeroize::Zeroizing;
 /// A wrong password is answered after this, whatever it cost to check.
 const WRONG_PASSWORD: Duration = Duration::from_millis(500);
 
-/// After so many failures the connection has had its chances.
-const MAX_FAILURES: usize = 6;
-
 /// More keys are not looked at, however good they are: an accepted offer is no failure, and may cost a question to a webhook.
 const MAX_OFFERS: usize = 64;
 
@@ -54,27 +57,20 @@ pub const TOO_MANY: &str = "too many sessions at once on this connection";
 
 /// The callbacks of one connection.
 pub struct Callbacks {
-    conn: Arc<Conn>,
-    failures: usize,
-    user: String,
+    pub(super) conn: Arc<Conn>,
+    pub(super) failures: usize,
+    pub(super) user: String,
     /// What is known about the user who logged in.
-    known: Facts,
+    pub(super) known: Facts,
     /// Of a certificate; else everything.
     permits: Permits,
     /// The last key that was offered, and what was said of it: it is not asked again when its signature comes.
-    offered: Option<Offered>,
+    pub(super) offered: Option<Offered>,
     offers: usize,
-    watch: Watch,
+    pub(super) watch: Watch,
     channels: HashMap<ChannelId, Entry>,
     opened: usize,
     input_bytes: Counter,
-}
-
-/// A key that was offered.
-struct Offered {
-    user: String,
-    key: PublicKey,
-    verdict: Verdict,
 }
 
 /// A session channel.
@@ -138,64 +134,6 @@ impl Callbacks {
             opened: 0,
             input_bytes,
         }
-    }
-
-    fn methods(&self) -> MethodSet {
-        self.conn.server.config.auth.methods(&self.conn.server.config.users)
-    }
-
-    /// Waits for the answer to an attempt, unless the client leaves: then nobody is asked any more.
-    async fn answer(&self, answer: impl Future<Output = Verdict>) -> Result<Verdict, Error> {
-        tokio::select! {
-            verdict = answer => Ok(verdict),
-            () = self.watch.left() => {
-                debug!(connection = %self.conn.id, "the client left while a webhook was asked about it");
-                Err(Error::Disconnect)
-            }
-        }
-    }
-
-    /// What is said of a key. Asked once, whether it is offered or signed with first.
-    async fn of_key(&mut self, user: &str, key: &PublicKey, algorithm: &Algorithm) -> Result<Verdict, Error> {
-        if let Some(offered) =
-            self.offered.take_if(|offered| offered.user == user && offered.key.key_data() == key.key_data())
-        {
-            return Ok(offered.verdict);
-        }
-        let conn = Arc::clone(&self.conn);
-        let config = &conn.server.config;
-        self.answer(config.auth.key(&config.users, subject(&conn, user), key, algorithm)).await
-    }
-
-    /// The user has proven to be who it says: now whether it may log in.
-    async fn proven(&mut self, user: &str, method: Method, known: Facts, key: Option<String>) -> Result<Auth, Error> {
-        let conn = Arc::clone(&self.conn);
-        let verdict = self.answer(conn.server.config.auth.authorize(subject(&conn, user), known)).await?;
-        if let Verdict::Accepted(known) = &verdict {
-            let authenticated = known.authenticated.as_deref().filter(|name| *name != user);
-            info!(connection = %conn.id, remote = %conn.remote, user, authenticated, key, ?method, "logged in");
-            self.known = known.clone();
-            user.clone_into(&mut self.user);
-            conn.server.metrics.auth(method, Outcome::Success);
-            return Ok(Auth::Accept);
-        }
-        self.failed(user, method, &verdict)
-    }
-
-    fn failed(&mut self, user: &str, method: Method, verdict: &Verdict) -> Result<Auth, Error> {
-        self.failures += 1;
-        // A webhook that is out of order is not the client's fault.
-        if *verdict == Verdict::Refused {
-            self.conn.failures.fetch_add(1, Ordering::Relaxed);
-        }
-        let unavailable = *verdict == Verdict::Unavailable;
-        self.conn.server.metrics.auth(method, if unavailable { Outcome::Unavailable } else { Outcome::Failure });
-        info!(connection = %self.conn.id, remote = %self.conn.remote, user, ?method, unavailable, "login failed");
-        if self.failures > MAX_FAILURES {
-            return Err(Error::NoAuthMethod);
-        }
-        // Named again: russh takes a method that failed once off its own list.
-        Ok(Auth::Reject { proceed_with_methods: Some(self.methods()), partial_success: false })
     }
 
     fn turned(&self, why: Turned) {
@@ -282,6 +220,10 @@ impl Handler for Callbacks {
 
     async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Error> {
         self.offers += 1;
+        // Before anything that is remembered by key: a signature with SHA-1 must not profit from a better offer.
+        if is_sha1(offer.algorithm) {
+            return self.failed(user, Method::PublicKey, &Verdict::Refused);
+        }
         if self.offers > MAX_OFFERS {
             return Err(Error::NoAuthMethod);
         }
@@ -575,12 +517,6 @@ impl Handler for Callbacks {
     async fn cancel_streamlocal_forward(&mut self, _: &str, _: &mut Session) -> Result<bool, Error> {
         Ok(false)
     }
-}
-
-/// Whom a webhook is asked about.
-fn subject<'a>(conn: &'a Conn, user: &'a str) -> Subject<'a> {
-    let version = conn.version.get().map_or("", String::as_str);
-    Subject { user, remote: (conn.remote, conn.port).into(), connection: conn.id, version }
 }
 
 fn fingerprint(key: &PublicKey) -> String {

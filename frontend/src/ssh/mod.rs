@@ -5,6 +5,7 @@ mod gate;
 mod handler;
 mod input;
 mod late;
+mod login;
 mod options;
 mod prompt;
 mod shared;
