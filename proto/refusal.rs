@@ -105,6 +105,7 @@ pub fn code_of(reason: Reason) -> Code {
         Reason::Unimplemented => Code::Unimplemented,
         Reason::Limit | Reason::QuotaExceeded | Reason::Unschedulable => Code::ResourceExhausted,
         Reason::ConfigTooLarge
+        | Reason::ConfigWebhook
         | Reason::OwnerExpired
         | Reason::PodInvalid
         | Reason::AdmissionDenied

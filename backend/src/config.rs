@@ -2,9 +2,9 @@
 
 use crate::{
     callers::{Callers, Rule},
-    files,
+    configserver, files,
 };
-use podbay_backend_core::{config::Settings, handle::KeyRing};
+use podbay_backend_core::{config::Settings, connections::ConfigWebhook, handle::KeyRing};
 use podbay_runtime::{
     config::{Document, Mistakes, Section},
     telemetry::Log,
@@ -21,6 +21,8 @@ use std::{
 pub struct Config {
     /// `kubernetes`, `ownership` and `security`.
     pub settings: Settings,
+    /// `configserver`; absent = the file holds for everybody.
+    pub webhook: Option<ConfigWebhook>,
     /// `grpc`.
     pub grpc: Grpc,
     /// `log`.
@@ -72,31 +74,20 @@ impl Config {
     }
 
     fn read(root: &mut Section) -> Option<Self> {
-        let settings = Settings::read(root);
+        let mut settings = Settings::read(root);
+        let webhook = configserver::read(&mut root.section("configserver"), settings.as_mut());
         let grpc = Grpc::read(&mut root.section("grpc"));
         let log = Log::from_section(&mut root.section("log"));
-        for key in ["ssh", "users", "frontend"] {
+        for key in ["ssh", "users", "auth", "frontend"] {
             root.ignore(key);
         }
         if root.get::<String>("backend").is_some_and(|backend| backend != "kubernetes") {
             root.mistake("backend", "only kubernetes is built");
         }
-        for key in [
-            "auth",
-            "authz",
-            "configserver",
-            "audit",
-            "geoip",
-            "metrics",
-            "health",
-            "kuberun",
-            "docker",
-            "dockerrun",
-            "sshproxy",
-        ] {
+        for key in ["authz", "audit", "geoip", "metrics", "health", "kuberun", "docker", "dockerrun", "sshproxy"] {
             root.refuse(key, "it is not built yet");
         }
-        let config = Self { settings: settings?, grpc: grpc?, log };
+        let config = Self { settings: settings?, webhook, grpc: grpc?, log };
         files::check(&config, root);
         Some(config)
     }

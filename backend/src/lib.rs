@@ -2,6 +2,7 @@
 
 mod callers;
 mod config;
+mod configserver;
 mod files;
 mod health;
 mod io;

@@ -1,7 +1,7 @@
 //! The process: builds the parts, serves, and ends in order.
 
 use crate::{
-    config::{Config, Grpc},
+    config::Config,
     health::{tell_serving, watch_kubernetes},
     io::Peer,
     kubernetes::{ConnectError, KubeCluster},
@@ -15,7 +15,6 @@ use podbay::{
 };
 use podbay_backend_core::{
     cluster::Cluster,
-    config::Settings,
     connections::Connections,
     handle::{KeyError, KeyRing},
     lifecycle::Lifecycle,
@@ -91,7 +90,7 @@ pub async fn run(
     let metrics = KubernetesMetrics::new(&mut registry);
     let http = config.settings.timeouts.http;
     let cluster = Arc::new(KubeCluster::new(&config.settings.connection, http, metrics).await?);
-    Box::pin(run_on(cluster, config.settings, config.grpc, registry, listener, admin, shutdown)).await
+    Box::pin(run_on(cluster, config, registry, listener, admin, shutdown)).await
 }
 
 /// The same on a given cluster.
@@ -100,13 +99,13 @@ pub async fn run(
 /// As [`run`].
 pub async fn run_on(
     cluster: Arc<dyn Cluster>,
-    settings: Settings,
-    grpc: Grpc,
+    config: Config,
     mut registry: Registry,
     listener: TcpListener,
     admin: Option<TcpListener>,
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
+    let Config { settings, webhook, grpc, .. } = config;
     let tls = Followed::server(grpc.tls.cert, grpc.tls.key, Some(grpc.tls.client_ca))?;
     let keys = if let Some(keys) = grpc.keys {
         keys
@@ -120,9 +119,12 @@ pub async fn run_on(
     let leases = Leases::new(Arc::clone(&cluster), settings.ownership.clone());
     let namespace = settings.pod.namespace().to_owned();
     let pod_stop = settings.timeouts.pod_stop;
+    let namespaces = settings.namespaces.clone();
+    let sessions = Sessions::new(lifecycle.clone(), leases.clone());
+    let connections = Connections::new(lifecycle.clone(), leases.clone(), Arc::new(settings), Arc::new(keys));
     let service = Service {
-        connections: Connections::new(lifecycle.clone(), leases.clone(), Arc::new(settings), Arc::new(keys)),
-        sessions: Sessions::new(lifecycle.clone(), leases.clone()),
+        connections: connections.with_webhook(webhook).with_links(sessions.links().clone()),
+        sessions,
         callers: grpc.callers,
         metrics: metrics.clone(),
         streams: TaskTracker::new(),
@@ -136,7 +138,7 @@ pub async fn run_on(
     let (reporter, health) = tonic_health::server::health_reporter();
     tell_serving(&reporter, true).await;
     helpers.spawn(watch_kubernetes(reporter.clone(), Arc::clone(&cluster), stop.clone()));
-    let reaper = Reaper::new(lifecycle, leases, namespace);
+    let reaper = Reaper::new(lifecycle, leases, namespace).everywhere(&namespaces);
     helpers.spawn(count_reaped(reaper.deleted(), metrics.clone()));
     helpers.spawn(reaper.run(stop.clone()));
     let counted = metrics.clone();

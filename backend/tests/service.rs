@@ -117,11 +117,9 @@ grpc:
         let admin = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let (address, admin_address) = (listener.local_addr().expect("bound"), admin.local_addr().expect("bound"));
         let shutdown = Shutdown::new();
-        let Config { settings, grpc, .. } = self.config(mode);
         let run = run_on(
             Arc::new(self.cluster.clone()),
-            settings,
-            grpc,
+            self.config(mode),
             Registry::default(),
             listener,
             Some(admin),

@@ -1,12 +1,15 @@
 //! The front door: accepting, and turning away before anything is spent.
 
-use crate::{metrics::Turned, server::Server, ssh};
-use podbay_frontend_core::Startups;
+use crate::{auth::Network, config::PenaltyConfig, metrics::Turned, server::Server, ssh};
+use podbay_frontend_core::{
+    Startups,
+    penalties::{Offence, Penalties},
+};
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{net::TcpListener, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -60,6 +63,13 @@ pub struct Bounds {
     pub startups: Startups,
 }
 
+/// What failures cost, and whom they don't.
+#[derive(Debug)]
+struct Register {
+    penalties: Mutex<Penalties>,
+    exempt: Vec<Network>,
+}
+
 #[derive(Debug, Default)]
 struct Inside {
     total: usize,
@@ -72,6 +82,7 @@ struct Inside {
 pub struct Door {
     bounds: Bounds,
     inside: Arc<Mutex<Inside>>,
+    register: Option<Arc<Register>>,
 }
 
 /// A place inside; given back when dropped.
@@ -84,8 +95,25 @@ pub struct Permit {
 
 impl Door {
     /// Nobody is inside.
-    pub fn new(bounds: Bounds) -> Self {
-        Self { bounds, inside: Arc::default() }
+    pub fn new(bounds: Bounds, penalties: &PenaltyConfig) -> Self {
+        let register = penalties.costs.clone().map(|costs| {
+            Arc::new(Register { penalties: Mutex::new(Penalties::new(costs)), exempt: penalties.exempt.clone() })
+        });
+        Self { bounds, inside: Arc::default(), register }
+    }
+
+    /// The penalties, where the address can have one.
+    fn penalties(&self, address: IpAddr) -> Option<MutexGuard<'_, Penalties>> {
+        let register = self.register.as_ref()?;
+        let exempt = register.exempt.iter().any(|network| network.contains(address));
+        (!exempt).then(|| register.penalties.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A peer from there did wrong.
+    pub fn punish(&self, address: IpAddr, offence: Offence) {
+        if let Some(mut penalties) = self.penalties(address) {
+            penalties.punish(network(address), offence, Instant::now());
+        }
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside> {
@@ -94,6 +122,9 @@ impl Door {
 
     /// Lets a peer in, or says why not. `dice` is a random number below 100.
     pub fn enter(&self, address: IpAddr, dice: u8) -> Result<Permit, Turned> {
+        if self.penalties(address).is_some_and(|mut penalties| penalties.refuses(network(address), Instant::now())) {
+            return Err(Turned::Penalty);
+        }
         let address = network(address);
         let mut inside = self.inside();
         let there = inside.by_address.get(&address).copied().unwrap_or_default();
@@ -159,7 +190,7 @@ mod tests {
     #[test]
     fn counts_who_is_inside() {
         let startups = Startups { begin: 2, rate: 100, full: 2 };
-        let door = Door::new(Bounds { total: 3, per_address: 2, startups });
+        let door = Door::new(Bounds { total: 3, per_address: 2, startups }, &PenaltyConfig::default());
         let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
         let mut first = door.enter(ip("10.0.0.1"), 0).expect("room");
         let mut second = door.enter(ip("::ffff:10.0.0.1"), 0).expect("room");

@@ -31,6 +31,8 @@ pub enum Turned {
     TooManyFromAddress,
     /// Too many that have not logged in.
     TooManyStartups,
+    /// From an address with too many failed logins.
+    Penalty,
     /// No SSH, or broken SSH.
     Garbage,
     /// No login in time.
@@ -52,6 +54,8 @@ pub enum Method {
     PublicKey,
     /// Password.
     Password,
+    /// A certificate of a trusted CA.
+    Certificate,
 }
 
 /// What came of it.
@@ -61,6 +65,8 @@ pub enum Outcome {
     Success,
     /// It did not.
     Failure,
+    /// Nobody could say: a webhook is out of order.
+    Unavailable,
 }
 
 /// Which way bytes go.
@@ -228,8 +234,7 @@ impl Metrics {
     }
 
     /// An attempt to log in.
-    pub fn auth(&self, method: Method, success: bool) {
-        let result = if success { Outcome::Success } else { Outcome::Failure };
+    pub fn auth(&self, method: Method, result: Outcome) {
         self.auth.get_or_create(&Auth { method, result }).inc();
     }
 

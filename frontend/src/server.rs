@@ -8,7 +8,7 @@ use crate::{
     metrics::Metrics,
     ssh::{Conn, russh_config},
 };
-use podbay_runtime::{admin::Readiness, shutdown::Shutdown};
+use podbay_runtime::{admin::Readiness, shutdown::Shutdown, webhook::Facts};
 use prometheus_client::registry::Registry;
 use std::{
     convert::Infallible,
@@ -71,7 +71,10 @@ impl Server {
             HostKeys::Given(keys) => keys.clone(),
             HostKeys::Kept => vec![hostkey::kept(&config.frontend.state_dir)?],
         };
-        let russh = Arc::new(russh_config(&config.ssh, keys, config.users.has_passwords()));
+        let russh = Arc::new(russh_config(&config.ssh, keys, config.auth.methods(&config.users)));
+        for warning in &config.auth.warnings {
+            warn!("{warning}");
+        }
         let bounds = Bounds {
             total: config.frontend.max_connections,
             per_address: config.frontend.max_connections_per_address,
@@ -82,7 +85,7 @@ impl Server {
             backend,
             owner: Owner::new(),
             metrics,
-            door: Door::new(bounds),
+            door: Door::new(bounds, &config.ssh.penalties),
             connections: TaskTracker::new(),
             logins: TaskTracker::new(),
             notice: watch::Sender::new(None),
@@ -93,11 +96,19 @@ impl Server {
         }))
     }
 
+    /// Whether all connections are being ended.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.end_all.borrow().is_some()
+    }
+
     /// The client of `conn` has logged in: opens the connection at the backend, in a task of its own.
-    pub(crate) fn login(self: &Arc<Self>, conn: &Arc<Conn>, user: &str) {
+    pub(crate) fn login(self: &Arc<Self>, conn: &Arc<Conn>, user: &str, known: Facts) {
         let login = Login {
             id: conn.id,
             user: user.to_owned(),
+            known,
+            version: conn.version.get().cloned().unwrap_or_default(),
+            port: conn.port,
             remote: conn.remote.to_string(),
             accept_timeout: self.config.frontend.accept_timeout,
             phase: conn.phase.clone(),

@@ -190,6 +190,9 @@ impl World {
         let login = Login {
             id: ConnectionId::from_bytes([7; 16]),
             user: "alice".to_owned(),
+            known: podbay_runtime::webhook::Facts::default(),
+            version: String::new(),
+            port: 0,
             remote: "192.0.2.1".to_owned(),
             accept_timeout: Duration::from_secs(10),
             phase: phase.clone(),

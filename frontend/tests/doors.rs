@@ -2,7 +2,8 @@
 
 mod support;
 
-use podbay_frontend_core::Startups;
+use podbay_frontend::config::PenaltyConfig;
+use podbay_frontend_core::{Startups, penalties::Costs};
 use russh::client::AuthResult;
 use std::{
     sync::Arc,
@@ -57,6 +58,24 @@ async fn guessing_ends_after_six_failures() {
         assert!(failures <= 7, "still answered");
     }
     assert!(failures >= 6, "only {failures} attempts");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_guesses_is_turned_away_for_a_while() {
+    let world = World::with(1, |config| {
+        let costs = Costs { auth_fail: Duration::from_mins(1), no_auth: Duration::ZERO, ..Costs::default() };
+        config.ssh.penalties = PenaltyConfig { costs: Some(costs), exempt: Vec::new() };
+    })
+    .await;
+    world.ssh(&["host", "true"]).run().await.is(0, "", "");
+    assert!(!login(&world, "alice", "guess").await.0.success());
+    until("the next one is cut at once", || {
+        drop(std::net::TcpStream::connect(world.address));
+        world.metric("refused_total", "Penalty") >= 1
+    })
+    .await;
+    let refused = world.ssh(&["host", "true"]).run().await;
+    assert_eq!(refused.status, Some(255), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,3 +6,4 @@ pub mod config;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;
+pub mod webhook;

@@ -4,10 +4,13 @@ use super::{
     cluster::{RealCluster, is_real, with_client},
     process::{Answered, Running, finish, processes_naming, program, wait_until},
 };
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{
+    api::core::v1::{Namespace, Pod},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::{
     Api, Client,
-    api::{DeleteParams, ListParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use podbay::v1::{self, connection_service_client::ConnectionServiceClient};
 use std::{
@@ -204,6 +207,22 @@ impl World {
             let list = pods.list(&ListParams::default()).await.expect("lists");
             list.items.into_iter().filter_map(|pod| pod.metadata.name).collect()
         })
+    }
+
+    /// Makes a namespace in the embedded cluster, and gives its name.
+    pub fn namespace(&self, name: &str) -> String {
+        self.with_client(async |client| {
+            let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
+            let namespace = Namespace { metadata, ..Namespace::default() };
+            Api::all(client).create(&PostParams::default(), &namespace).await.expect("a namespace");
+        });
+        name.to_owned()
+    }
+
+    /// The pods there are in another namespace now.
+    pub fn pods_in(&self, namespace: &str) -> Vec<Pod> {
+        let pods = async |client| Api::<Pod>::namespaced(client, namespace).list(&ListParams::default()).await;
+        self.with_client(pods).expect("lists").items
     }
 
     /// Deletes a pod with a grace period of one second, as `kubectl delete --now` does.

@@ -167,7 +167,7 @@ pub trait Cluster: Send + Sync + std::fmt::Debug + 'static {
     async fn try_pod(&self, pod: &Pod) -> Result<Pod, ClusterError>;
     /// Reads a pod.
     async fn get_pod(&self, pod: &PodRef) -> Result<Pod, ClusterError>;
-    /// Lists pods by label selector (`key=value,key2=value2`), all pages.
+    /// Lists pods by label selector (`key=value,key2=value2`), all pages; an empty `namespace` stands for all.
     async fn list_pods(&self, namespace: &str, selector: &str) -> Result<Vec<Pod>, ClusterError>;
     /// Deletes a pod; with `pod.uid`, only that one (precondition). `grace` `None` = the pod's own grace period.
     async fn delete_pod(&self, pod: &PodRef, grace: Option<Duration>) -> Result<(), ClusterError>;

@@ -224,7 +224,11 @@ async fn the_reaper_finds_what_a_dead_backend_left() {
     let world = World::new("connection");
     // The backend died right after the create: the pod has no lease and nobody knows it.
     let request = World::request(1, 9, "a");
-    let pod = podbay_backend_core::template::connection_pod(&world.settings.pod, &request.who, &request.environment);
+    let pod = podbay_backend_core::template::connection_pod(
+        &world.settings.pod,
+        &request.who,
+        &std::collections::BTreeMap::new(),
+    );
     world.cluster.create_pod(&pod).await.expect("created");
     world.pass(world.duration() + 30 * SECOND, Some(&mut world.reaper()), false).await;
     assert_eq!(world.pods(), 0);

@@ -33,7 +33,7 @@ use kube::{
 use limit::Limit;
 use podbay_backend_core::{
     cluster::{Cluster, ClusterError, PodChange, PodRef, StreamRequest, Streams},
-    config::Connection,
+    config::{Connection, EVERYWHERE},
 };
 use serde::de::DeserializeOwned;
 use std::{fmt, sync::Arc, time::Duration};
@@ -177,7 +177,11 @@ impl Cluster for KubeCluster {
     }
 
     async fn list_pods(&self, namespace: &str, selector: &str) -> Result<Vec<Pod>, ClusterError> {
-        self.list("list_pods", &self.pods(namespace), ListParams::default().labels(selector)).await
+        let api = match namespace {
+            EVERYWHERE => Api::all(self.unary.client.clone()),
+            namespace => self.pods(namespace),
+        };
+        self.list("list_pods", &api, ListParams::default().labels(selector)).await
     }
 
     async fn delete_pod(&self, pod: &PodRef, grace: Option<Duration>) -> Result<(), ClusterError> {

@@ -9,6 +9,7 @@
 pub mod channel;
 pub mod env;
 pub mod exit;
+pub mod penalties;
 pub mod queue;
 pub mod session;
 pub mod soft_stop;

@@ -1,12 +1,21 @@
-//! Who may log in: static users with a password hash or public keys.
+//! Who may log in: users of the file with a password hash or public keys, those whom a webhook knows, and holders of certificates
+//! that a trusted CA signed. [`AuthConfig`] says who is asked about whom.
 //!
 //! Nothing here tells a client whether a user exists: unknown users cost the same work, and get the same answers.
 
+mod certificate;
+mod door;
 mod keys;
+mod network;
 mod password;
+mod webhook;
 
+pub use certificate::{Authorities, CertificateError, Permits, metadata as certificate_metadata};
+pub use door::AuthConfig;
 pub use keys::{KeyError, parse_authorized_key};
+pub use network::{Network, NotANetwork};
 pub use password::{HashError, PasswordHash};
+pub use webhook::{Question, Subject, Verdict};
 
 use russh::keys::{Algorithm, PublicKey};
 use std::{collections::HashMap, sync::Arc};
@@ -51,6 +60,16 @@ impl Users {
     /// Whether anybody has a password.
     pub fn has_passwords(&self) -> bool {
         self.decoy.password.is_some()
+    }
+
+    /// Whether anybody has a key.
+    pub fn has_keys(&self) -> bool {
+        !self.decoy.keys.is_empty()
+    }
+
+    /// Whether the user is one of these: then nobody else is asked about it.
+    pub fn names(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
     }
 
     /// How many users there are.

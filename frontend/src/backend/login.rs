@@ -11,7 +11,8 @@ use crate::metrics::{Closing, Metrics};
 use arc_swap::ArcSwap;
 use futures::StreamExt as _;
 use podbay::{ConnectionId, v1};
-use std::{sync::Arc, time::Duration};
+use podbay_runtime::webhook::{Entry, Facts};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout_at},
@@ -35,6 +36,12 @@ pub struct Login {
     pub id: ConnectionId,
     /// As the client gave it.
     pub user: String,
+    /// What authentication has learnt about it.
+    pub known: Facts,
+    /// The client's identification.
+    pub version: String,
+    /// The client's port.
+    pub port: u16,
     /// The client's address.
     pub remote: String,
     /// The time in which the backend must accept.
@@ -165,14 +172,7 @@ impl Login {
     /// One call, each wait bounded by the deadline of the moment: Accepted moves it. The stream is dropped on every way
     /// out, which asks for an unfinished start to be undone.
     async fn attempt(&self, backend: &dyn Backend, claim: &Claim, opening: &mut Opening) -> Result<Opened, Stopped> {
-        let user = v1::User { name: self.user.clone(), authenticated_name: String::new() };
-        let request = v1::OpenConnectionRequest {
-            connection_id: self.id.to_string(),
-            owner_id: claim.owner_id().to_string(),
-            user: Some(user),
-            remote_address: self.remote.clone(),
-            ..Default::default()
-        };
+        let request = self.request(claim);
         // Until it is known that nothing was sent, something may have begun: also when time runs out meanwhile.
         let begun_before = std::mem::replace(&mut opening.begun, true);
         let call = backend.open_connection(opening.tour.choice.clone(), request);
@@ -210,6 +210,25 @@ impl Login {
             }
         }
         Err(Failure::Broken(replica, tonic::Status::unavailable("the stream ended before Opened")).into())
+    }
+
+    fn request(&self, claim: &Claim) -> v1::OpenConnectionRequest {
+        let Facts { authenticated, metadata, environment, files } = &self.known;
+        let authenticated_name = authenticated.clone().filter(|name| *name != self.user).unwrap_or_default();
+        v1::OpenConnectionRequest {
+            connection_id: self.id.to_string(),
+            owner_id: claim.owner_id().to_string(),
+            user: Some(v1::User { name: self.user.clone(), authenticated_name }),
+            remote_address: self.remote.clone(),
+            metadata: values(metadata).collect(),
+            environment: values(environment).collect(),
+            files: values(files).map(|(path, bytes)| (path, bytes.into())).collect(),
+            sensitive_metadata: sensitive(metadata),
+            sensitive_environment: sensitive(environment),
+            sensitive_files: sensitive(files),
+            client_version: self.version.clone(),
+            remote_port: self.port.into(),
+        }
     }
 
     /// Closes what may be open, with a fresh deadline, over the replicas.
@@ -251,6 +270,14 @@ impl Login {
             }
         }
     }
+}
+
+fn values<T: Clone>(map: &BTreeMap<String, Entry<T>>) -> impl Iterator<Item = (String, T)> {
+    map.iter().map(|(name, entry)| (name.clone(), entry.value.clone()))
+}
+
+fn sensitive<T>(map: &BTreeMap<String, Entry<T>>) -> Vec<String> {
+    map.iter().filter(|(_, entry)| entry.sensitive).map(|(name, _)| name.clone()).collect()
 }
 
 impl Opening {

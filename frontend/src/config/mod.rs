@@ -1,32 +1,36 @@
-//! The frontend's configuration: the sections `ssh`, `users`, `frontend` and `log` of a file that the backend may share.
+//! The frontend's configuration: the sections `ssh`, `auth`, `users`, `frontend` and `log` of a file that the backend may share.
 
 mod algorithms;
+mod auth;
 mod frontend;
+mod penalties;
 mod ssh;
 mod users;
 
 pub use algorithms::Algorithms;
 pub use frontend::{BackendConfig, FrontendConfig};
+pub use penalties::PenaltyConfig;
 pub use ssh::{HostKeys, SshConfig};
 
-use crate::auth::Users;
+use crate::auth::{AuthConfig, Users};
 use podbay_runtime::{
     config::{Document, Mistakes, Section},
     telemetry::Log,
 };
 
 /// Sections that belong to the backend.
-const BACKENDS: [&str; 6] = ["kubernetes", "grpc", "ownership", "security", "backend", "docker"];
+const BACKENDS: [&str; 7] = ["kubernetes", "grpc", "ownership", "security", "backend", "docker", "configserver"];
 
 /// Sections that nobody has built yet.
-const NOT_BUILT: [&str; 10] =
-    ["auth", "authz", "configserver", "audit", "geoip", "metrics", "health", "kuberun", "dockerrun", "sshproxy"];
+const NOT_BUILT: [&str; 8] = ["authz", "audit", "geoip", "metrics", "health", "kuberun", "dockerrun", "sshproxy"];
 
 /// Everything the frontend is told.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `ssh`
     pub ssh: SshConfig,
+    /// `auth`
+    pub auth: AuthConfig,
     /// `users`
     pub users: Users,
     /// `frontend`
@@ -57,9 +61,10 @@ impl Config {
         }
         let log = Log::from_section(&mut root.section("log"));
         let ssh = SshConfig::from_section(root.section("ssh"));
-        let users = users::from_root(&mut root);
+        let auth = auth::from_section(root.section("auth"));
+        let users = users::from_root(&mut root, auth.lets_anybody_in());
         let frontend = FrontendConfig::from_section(root.section("frontend"));
-        Some(Self { ssh, users, frontend: frontend?, log })
+        Some(Self { ssh, auth, users, frontend: frontend?, log })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The `ssh` section.
 
-use super::Algorithms;
+use super::{Algorithms, PenaltyConfig};
 use podbay_runtime::config::{Secret, Section};
 use russh::keys::{PrivateKey, decode_secret_key};
 use std::{
@@ -37,6 +37,8 @@ pub struct SshConfig {
     pub client_alive_interval: Option<Duration>,
     /// So many unanswered questions end the connection. Default 3.
     pub client_alive_count_max: usize,
+    /// What failed logins cost.
+    pub penalties: PenaltyConfig,
 }
 
 impl Default for SshConfig {
@@ -49,6 +51,7 @@ impl Default for SshConfig {
             algorithms: Algorithms::default(),
             client_alive_interval: Some(Duration::from_secs(30)),
             client_alive_count_max: 3,
+            penalties: PenaltyConfig::default(),
         }
     }
 }
@@ -83,6 +86,7 @@ impl SshConfig {
             algorithms: Algorithms::from_section(&mut ssh),
             client_alive_interval: (!interval.is_zero()).then_some(interval),
             client_alive_count_max: count,
+            penalties: PenaltyConfig::from_section(&mut ssh),
         }
     }
 }

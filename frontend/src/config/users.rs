@@ -7,11 +7,12 @@ use std::collections::{HashMap, hash_map::Entry};
 /// The longest name (the contract's).
 const MAX_NAME: usize = 256;
 
-pub(super) fn from_root(root: &mut Section) -> Users {
+/// `others`: people may log in who are not named here.
+pub(super) fn from_root(root: &mut Section, others: bool) -> Users {
     let mut users = HashMap::new();
     let list = root.list("users");
-    if list.is_empty() {
-        root.mistake("users", "names nobody, so nobody could log in: give at least one user");
+    if list.is_empty() && !others {
+        root.mistake("users", "names nobody, so nobody could log in: give at least one user, or configure auth");
     }
     for mut section in list {
         let name: Option<String> = section.required("name");

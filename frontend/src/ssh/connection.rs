@@ -6,6 +6,7 @@ use super::{
     options::socket_options,
     prompt::Prompt,
     shared::{Conn, Stage},
+    watch::Watch,
 };
 use crate::{
     backend::Phase,
@@ -13,11 +14,17 @@ use crate::{
     metrics::{ConnectionState, Turned},
     server::Server,
 };
+use podbay_frontend_core::penalties::Offence;
 use russh::{
     Disconnect, Error,
     server::{Handle, run_stream},
 };
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep, timeout, timeout_at},
@@ -36,7 +43,7 @@ const UNUSABLE: Duration = Duration::from_secs(10);
 
 /// Serves one client until it is gone. Its programs are gone then too; closing it at the backend goes on elsewhere.
 pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, permit: Permit) {
-    let conn = Conn::new(Arc::clone(&server), peer.ip().to_canonical());
+    let conn = Conn::new(Arc::clone(&server), peer);
     debug!(connection = %conn.id, remote = %conn.remote, "connected");
     if let Err(error) = socket_options(&stream, &server.config.ssh) {
         debug!(connection = %conn.id, "socket options: {error}");
@@ -44,14 +51,22 @@ pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, per
     let counted = Counted::new(&server, ConnectionState::Unauthenticated);
     let keyed_by = Instant::now() + server.config.frontend.handshake_timeout;
     let logged_in_by = Instant::now() + server.config.frontend.login_grace_time;
-    let gated = Gated::new(Prompt::new(stream), conn.gate.clone());
+    let watch = if server.config.auth.asks() { Watch::new(&stream) } else { Watch::default() };
+    let gated = Gated::new(Prompt::new(stream).telling(Arc::clone(&conn.version)), conn.gate.clone());
     // russh's task can't be dropped from here: cutting its stream ends it, also when this future is dropped.
     let ending = Ending(Arc::clone(&conn));
-    let started = run_stream(Arc::clone(&server.russh), gated, Callbacks::new(Arc::clone(&conn)));
+    let began = Instant::now();
+    let started = run_stream(Arc::clone(&server.russh), gated, Callbacks::new(Arc::clone(&conn), watch));
     let mut session = match timeout_at(keyed_by, started).await {
         Ok(Ok(session)) => session,
-        Ok(Err(error)) => return garbage(&conn, &error),
-        Err(_) => return garbage(&conn, &Error::ConnectionTimeout),
+        Ok(Err(error)) => {
+            punish(&conn, began);
+            return garbage(&conn, &error);
+        }
+        Err(_) => {
+            punish(&conn, began);
+            return garbage(&conn, &Error::ConnectionTimeout);
+        }
     };
     let handle = session.handle();
     let result = tokio::select! {
@@ -61,10 +76,26 @@ pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, per
             session.await
         }
     };
+    punish(&conn, began);
     finished(&conn, result);
     drop(ending);
     conn.tasks.close();
     conn.tasks.wait().await;
+}
+
+/// What a connection that is over costs its address: nothing where somebody has logged in, or where it is we who end.
+fn punish(conn: &Conn, began: Instant) {
+    if *conn.stage.borrow() == Stage::LoggedIn || conn.server.is_ending() {
+        return;
+    }
+    let offence = if conn.failures.load(Ordering::Relaxed) > 0 {
+        Offence::AuthFail
+    } else if began.elapsed() >= conn.server.config.frontend.login_grace_time {
+        Offence::GraceExceeded
+    } else {
+        Offence::NoAuth
+    };
+    conn.server.door.punish(conn.remote, offence);
 }
 
 /// Ends everything of a connection when dropped.

@@ -1,26 +1,35 @@
 //! russh's callbacks of one connection.
 //!
 //! They run on the connection's only task, so they decide from memory and hand everything that takes time to tasks; the
-//! one thing that is awaited here is a password's hash, before the connection has any channel.
+//! one thing that is awaited here is the answer to an attempt to log in (a password's hash, a webhook), before the connection has any
+//! channel.
 
-use super::{Conn, LateAnswer, input::Input, shared::Stage};
+use super::{
+    Conn, LateAnswer,
+    input::Input,
+    login::{Offered, is_sha1, subject},
+    shared::Stage,
+    watch::Watch,
+};
 use crate::{
+    auth::{Permits, Verdict, certificate_metadata},
     metrics::{Direction, Method, Turned},
     session::Session as Program,
 };
 use podbay_frontend_core::{
     ChannelState, Program as What, PtyRequest, Request, Start, Step, WindowSize, channel::NotText,
 };
+use podbay_runtime::webhook::Facts;
 use prometheus_client::metrics::counter::Counter;
 use russh::{
-    Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Error, MethodKind, MethodSet, Pty, Sig,
-    keys::PublicKey,
+    Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Error, Pty, Sig,
+    keys::{Certificate, PublicKey},
     server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey},
 };
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -33,8 +42,8 @@ use zeroize::Zeroizing;
 /// A wrong password is answered after this, whatever it cost to check.
 const WRONG_PASSWORD: Duration = Duration::from_millis(500);
 
-/// After so many failures the connection has had its chances.
-const MAX_FAILURES: usize = 6;
+/// More keys are not looked at, however good they are: an accepted offer is no failure, and may cost a question to a webhook.
+const MAX_OFFERS: usize = 64;
 
 /// Signals that wait for a program.
 const SIGNALS: usize = 32;
@@ -48,9 +57,17 @@ pub const TOO_MANY: &str = "too many sessions at once on this connection";
 
 /// The callbacks of one connection.
 pub struct Callbacks {
-    conn: Arc<Conn>,
-    failures: usize,
-    user: String,
+    pub(super) conn: Arc<Conn>,
+    pub(super) failures: usize,
+    pub(super) user: String,
+    /// What is known about the user who logged in.
+    pub(super) known: Facts,
+    /// Of a certificate; else everything.
+    permits: Permits,
+    /// The last key that was offered, and what was said of it: it is not asked again when its signature comes.
+    pub(super) offered: Option<Offered>,
+    offers: usize,
+    pub(super) watch: Watch,
     channels: HashMap<ChannelId, Entry>,
     opened: usize,
     input_bytes: Counter,
@@ -102,33 +119,21 @@ impl Entry {
 }
 
 impl Callbacks {
-    pub fn new(conn: Arc<Conn>) -> Self {
+    pub fn new(conn: Arc<Conn>, watch: Watch) -> Self {
         let input_bytes = conn.server.metrics.bytes(Direction::Input);
-        Self { conn, failures: 0, user: String::new(), channels: HashMap::new(), opened: 0, input_bytes }
-    }
-
-    fn methods(&self) -> MethodSet {
-        let mut methods = MethodSet::empty();
-        methods.push(MethodKind::PublicKey);
-        if self.conn.server.config.users.has_passwords() {
-            methods.push(MethodKind::Password);
+        Self {
+            conn,
+            failures: 0,
+            user: String::new(),
+            known: Facts::default(),
+            permits: Permits { pty: true },
+            offered: None,
+            offers: 0,
+            watch,
+            channels: HashMap::new(),
+            opened: 0,
+            input_bytes,
         }
-        methods
-    }
-
-    fn verdict(&mut self, user: &str, method: Method, accepted: bool) -> Result<Auth, Error> {
-        self.conn.server.metrics.auth(method, accepted);
-        if accepted {
-            user.clone_into(&mut self.user);
-            return Ok(Auth::Accept);
-        }
-        self.failures += 1;
-        info!(connection = %self.conn.id, remote = %self.conn.remote, user, ?method, "login failed");
-        if self.failures > MAX_FAILURES {
-            return Err(Error::NoAuthMethod);
-        }
-        // Named again: russh takes a method that failed once off its own list.
-        Ok(Auth::Reject { proceed_with_methods: Some(self.methods()), partial_success: false })
     }
 
     fn turned(&self, why: Turned) {
@@ -214,30 +219,67 @@ impl Handler for Callbacks {
     type Error = Error;
 
     async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Error> {
-        if self.conn.server.config.users.accepts_key(user, offer.public_key, offer.algorithm) {
+        self.offers += 1;
+        // Before anything that is remembered by key: a signature with SHA-1 must not profit from a better offer.
+        if is_sha1(offer.algorithm) {
+            return self.failed(user, Method::PublicKey, &Verdict::Refused);
+        }
+        if self.offers > MAX_OFFERS {
+            return Err(Error::NoAuthMethod);
+        }
+        if !self.conn.server.config.auth.authorities.is_empty() {
+            // russh shows the key of a certificate here and not the certificate: what it is shows with the signature.
             return Ok(Auth::Accept);
         }
-        self.verdict(user, Method::PublicKey, false)
+        let verdict = self.of_key(user, offer.public_key, offer.algorithm).await?;
+        if matches!(verdict, Verdict::Accepted(_)) {
+            self.offered = Some(Offered { user: user.to_owned(), key: offer.public_key.clone(), verdict });
+            return Ok(Auth::Accept);
+        }
+        self.failed(user, Method::PublicKey, &verdict)
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Error> {
-        let accepted = self.conn.server.config.users.accepts_key(user, key.public_key, key.algorithm);
-        if accepted {
-            info!(connection = %self.conn.id, remote = %self.conn.remote, user, key = %fingerprint(key.public_key), "logged in");
+        match self.of_key(user, key.public_key, key.algorithm).await? {
+            Verdict::Accepted(known) => {
+                self.proven(user, Method::PublicKey, known, Some(fingerprint(key.public_key))).await
+            }
+            verdict @ (Verdict::Refused | Verdict::Unavailable) => self.failed(user, Method::PublicKey, &verdict),
         }
-        self.verdict(user, Method::PublicKey, accepted)
+    }
+
+    async fn auth_openssh_certificate(&mut self, user: &str, certificate: &Certificate) -> Result<Auth, Error> {
+        let conn = Arc::clone(&self.conn);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        match conn.server.config.auth.authorities.check(certificate, user, conn.remote, now) {
+            Ok(permits) => {
+                let known = Facts { metadata: certificate_metadata(certificate), ..Facts::default() };
+                let key = fingerprint(&PublicKey::new(certificate.public_key().clone(), ""));
+                let id: String = certificate.key_id().chars().take(256).collect();
+                let auth = self.proven(user, Method::Certificate, known, Some(format!("{key} ({id:?})"))).await?;
+                if auth == Auth::Accept {
+                    self.permits = permits;
+                }
+                Ok(auth)
+            }
+            Err(why) => {
+                info!(connection = %conn.id, remote = %conn.remote, user, "a certificate is refused: {why}");
+                self.failed(user, Method::Certificate, &Verdict::Refused)
+            }
+        }
     }
 
     async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Error> {
         let password = Zeroizing::new(password.to_owned());
         let not_before = tokio::time::Instant::now() + WRONG_PASSWORD;
-        let accepted = self.conn.server.config.users.accepts_password(user, password).await;
-        if accepted {
-            info!(connection = %self.conn.id, remote = %self.conn.remote, user, "logged in with a password");
-        } else {
-            sleep_until(not_before).await;
+        let conn = Arc::clone(&self.conn);
+        let config = &conn.server.config;
+        let verdict = self.answer(config.auth.password(&config.users, subject(&conn, user), password)).await?;
+        if let Verdict::Accepted(known) = verdict {
+            return self.proven(user, Method::Password, known, None).await;
         }
-        self.verdict(user, Method::Password, accepted)
+        sleep_until(not_before).await;
+        self.failed(user, Method::Password, &verdict)
     }
 
     async fn authentication_banner(&mut self) -> Result<Option<String>, Error> {
@@ -248,7 +290,10 @@ impl Handler for Callbacks {
 
     async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), Error> {
         self.conn.stage.send_replace(Stage::LoggedIn);
-        self.conn.server.login(&self.conn, &self.user);
+        // From here on the connection's own reads notice.
+        self.watch = Watch::default();
+        self.offered = None;
+        self.conn.server.login(&self.conn, &self.user, std::mem::take(&mut self.known));
         Ok(())
     }
 
@@ -382,6 +427,11 @@ impl Handler for Callbacks {
         modes: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), Error> {
+        if !self.permits.pty {
+            debug!(connection = %self.conn.id, "the user's certificate permits no terminal");
+            self.turned(Turned::Request);
+            return session.channel_failure(id);
+        }
         // Opcodes that russh does not know arrive as 0.
         let modes =
             modes.iter().filter(|(code, _)| *code != Pty::TTY_OP_END).map(|(code, value)| (*code as u8, *value));

@@ -5,9 +5,11 @@ mod gate;
 mod handler;
 mod input;
 mod late;
+mod login;
 mod options;
 mod prompt;
 mod shared;
+mod watch;
 
 pub(crate) use connection::serve;
 pub(crate) use gate::{Gate, Hold};

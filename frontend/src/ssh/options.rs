@@ -2,7 +2,7 @@
 
 use crate::config::SshConfig;
 use russh::{
-    MethodKind, MethodSet, Preferred, SshId, compression, kex,
+    MethodSet, Preferred, SshId, compression, kex,
     keys::{Algorithm, EcdsaCurve, HashAlg, PrivateKey},
     server,
 };
@@ -16,12 +16,7 @@ const MAX_ATTEMPTS: usize = 7;
 const TCP_ALIVE: Duration = Duration::from_mins(1);
 
 /// russh's settings for all connections.
-pub fn russh_config(ssh: &SshConfig, keys: Vec<PrivateKey>, passwords: bool) -> server::Config {
-    let mut methods = MethodSet::empty();
-    methods.push(MethodKind::PublicKey);
-    if passwords {
-        methods.push(MethodKind::Password);
-    }
+pub fn russh_config(ssh: &SshConfig, keys: Vec<PrivateKey>, methods: MethodSet) -> server::Config {
     server::Config {
         server_id: SshId::Standard(Cow::Owned(ssh.server_version.clone())),
         methods,

@@ -6,9 +6,9 @@ use podbay::ConnectionId;
 use podbay_frontend_core::{Limits, SoftStop, soft_stop::WindowExceeded};
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Instant,
@@ -40,6 +40,10 @@ pub struct Conn {
     pub id: ConnectionId,
     /// Where the client is.
     pub remote: IpAddr,
+    /// Its port there.
+    pub port: u16,
+    /// Its identification, once it was read.
+    pub version: Arc<OnceLock<String>>,
     /// The process.
     pub server: Arc<Server>,
     /// Its read gate.
@@ -60,6 +64,8 @@ pub struct Conn {
     pub tasks: TaskTracker,
     /// Session channels that are open.
     pub channels: AtomicUsize,
+    /// Attempts to log in that failed.
+    pub failures: AtomicUsize,
     /// A session tells its user why the connection ends.
     telling: AtomicBool,
     /// Programs that were let in by [`Conn::admit`].
@@ -68,10 +74,12 @@ pub struct Conn {
 
 impl Conn {
     /// A connection that was just accepted.
-    pub fn new(server: Arc<Server>, remote: IpAddr) -> Arc<Self> {
+    pub fn new(server: Arc<Server>, peer: SocketAddr) -> Arc<Self> {
         Arc::new(Self {
             id: ConnectionId::from_bytes(rand::random()),
-            remote,
+            remote: peer.ip().to_canonical(),
+            port: peer.port(),
+            version: Arc::default(),
             server,
             gate: Gate::default(),
             soft_stop: Mutex::new(SoftStop::new(Limits::default())),
@@ -83,6 +91,7 @@ impl Conn {
             ended: watch::Sender::new(None),
             tasks: TaskTracker::new(),
             channels: AtomicUsize::new(0),
+            failures: AtomicUsize::new(0),
             telling: AtomicBool::new(false),
             programs: AtomicUsize::new(0),
         })

@@ -3,7 +3,7 @@
 use super::{PATIENCE, Replica, backend::Shared, tls::Files};
 use podbay_frontend::{
     Config, Metrics, Parts,
-    auth::{PasswordHash, User, Users, parse_authorized_key},
+    auth::{AuthConfig, PasswordHash, User, Users, parse_authorized_key},
     backend::{connector::Security, pool::Addresses},
     config::{BackendConfig, FrontendConfig, HostKeys, SshConfig},
 };
@@ -113,6 +113,7 @@ impl World {
         let host_key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).expect("a key");
         let mut config = Config {
             ssh: SshConfig { host_keys: HostKeys::Given(vec![host_key]), ..SshConfig::default() },
+            auth: AuthConfig::default(),
             users: users(&key),
             frontend: FrontendConfig { drain_timeout: Duration::from_secs(2), ..FrontendConfig::new(backend) },
             log: Log::default(),

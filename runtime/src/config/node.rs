@@ -5,6 +5,7 @@ use super::{
     section::Section,
 };
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::Value as Json;
 use serde_yaml::Spanned;
 use std::{fmt, fs, path::Path, rc::Rc};
 
@@ -43,6 +44,45 @@ impl Value {
             Self::List(_) => "a list",
             Self::Map(_) => "a map",
         }
+    }
+}
+
+impl Node {
+    /// The same as JSON.
+    pub(super) fn to_json(&self) -> Json {
+        match &self.value {
+            Value::Null => Json::Null,
+            Value::Bool(value) => Json::Bool(*value),
+            Value::Int(value) => match (i64::try_from(*value), u64::try_from(*value)) {
+                (Ok(value), _) => value.into(),
+                (_, Ok(value)) => value.into(),
+                _ => (*value as f64).into(),
+            },
+            Value::Float(value) => (*value).into(),
+            Value::Text(text) => Json::String(text.clone()),
+            Value::List(items) => items.iter().map(|item| item.to_json()).collect(),
+            Value::Map(entries) => entries.iter().map(|(key, _, value)| (key.clone(), value.to_json())).collect(),
+        }
+    }
+
+    /// JSON that came from elsewhere: it has no lines.
+    fn from_json(json: &Json) -> Self {
+        let value = match json {
+            Json::Null => Value::Null,
+            Json::Bool(value) => Value::Bool(*value),
+            Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+                (Some(value), _) => Value::Int(value.into()),
+                (_, Some(value)) => Value::Int(value.into()),
+                _ => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+            },
+            Json::String(text) => Value::Text(text.clone()),
+            Json::Array(items) => Value::List(items.iter().map(|item| Rc::new(Self::from_json(item))).collect()),
+            Json::Object(map) => {
+                let entry = |(key, value): (&String, &Json)| (key.clone(), (0, 0), Rc::new(Self::from_json(value)));
+                Value::Map(map.iter().map(entry).collect())
+            }
+        };
+        Self { value, at: (0, 0) }
     }
 }
 
@@ -155,6 +195,11 @@ impl Document {
             serde_yaml::from_str_with_options::<Node>(text, options()).map_err(|error| syntax(name, &error))?
         };
         Ok(Self { root: Rc::new(root), sink: Sink::new(name) })
+    }
+
+    /// What was no file: `name` stands in messages, and there are no lines.
+    pub fn from_value(name: &str, value: &Json) -> Self {
+        Self { root: Rc::new(Node::from_json(value)), sink: Sink::new(name) }
     }
 
     /// The whole document as a section.

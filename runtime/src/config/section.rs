@@ -49,6 +49,16 @@ impl Section {
         self
     }
 
+    /// What stands behind a key, as it was written. Does not count as reading it.
+    pub fn value(&self, key: &str) -> Option<serde_json::Value> {
+        self.find(key).map(|node| node.to_json())
+    }
+
+    /// Whether the key is there with a map behind it. Does not count as reading it.
+    pub fn is_map(&self, key: &str) -> bool {
+        self.find(key).is_some_and(|node| matches!(node.value, Value::Map(_)))
+    }
+
     /// The dotted path of this section; empty = the whole document.
     pub fn path(&self) -> &str {
         &self.path

@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
+use zeroize::Zeroizing;
 
 /// `reloadInterval` of a `tls` section: how often certificate files are looked at for changes; 30 s unless given.
 pub fn reload_interval(section: &mut Section) -> Duration {
@@ -102,6 +103,76 @@ pub fn client(ca: &Path, identity: Option<(&Path, &Path)>) -> Result<Arc<ClientC
         None => builder.with_no_client_auth(),
     };
     client.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(client))
+}
+
+/// PEM as a configuration gives it: the text itself, or what was in the file that it names.
+#[derive(Clone)]
+pub struct PemText(Zeroizing<Vec<u8>>);
+
+impl std::fmt::Debug for PemText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PemText(***)")
+    }
+}
+
+impl PemText {
+    /// Text that begins with `-----` is the PEM, other text the name of a file; empty = not given.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    pub fn read(text: &str) -> Result<Option<Self>, String> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        if text.starts_with("-----") {
+            return Ok(Some(Self(Zeroizing::new(text.as_bytes().to_owned()))));
+        }
+        let read = std::fs::read(text).map_err(|error| format!("{text}: {error}"))?;
+        Ok(Some(Self(Zeroizing::new(read))))
+    }
+
+    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+        let found: Vec<_> = CertificateDer::pem_slice_iter(&self.0).collect::<Result<_, _>>().map_err(config)?;
+        if found.is_empty() { Err(config("holds no PEM certificate")) } else { Ok(found) }
+    }
+}
+
+/// A client's side of HTTP/1.1: servers must show a certificate that `ca` signed, or, without it, one that the system trusts.
+/// `old` takes TLS 1.2 too.
+///
+/// # Errors
+/// What is wrong with the certificates and keys, or that the system trusts nobody.
+pub fn web_client(
+    ca: Option<&PemText>,
+    identity: Option<(&PemText, &PemText)>,
+    old: bool,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    if let Some(ca) = ca {
+        for certificate in ca.certificates()? {
+            roots.add(certificate).map_err(config)?;
+        }
+    } else {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            return Err(config("the system has no trusted CAs: give cacert"));
+        }
+    }
+    let versions: &[&rustls::SupportedProtocolVersion] =
+        if old { &[&rustls::version::TLS12, &rustls::version::TLS13] } else { &[&rustls::version::TLS13] };
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions)
+        .map_err(config)?
+        .with_root_certificates(roots);
+    let client = match identity {
+        Some((cert, key)) => {
+            let key = PrivateKeyDer::from_pem_slice(&key.0).map_err(config)?;
+            builder.with_client_auth_cert(cert.certificates()?, key).map_err(config)?
+        }
+        None => builder.with_no_client_auth(),
+    };
     Ok(Arc::new(client))
 }
 

@@ -5,12 +5,16 @@
 //! nothing below asks again. What isn't built yet is refused by name.
 
 mod connection;
+mod namespaces;
+mod overlay;
 mod ownership;
 mod pod;
 mod security;
 mod timeouts;
 
 pub use connection::{Connection, Explicit, Pem};
+pub use namespaces::{EVERYWHERE, Namespaces};
+pub use overlay::Base;
 pub use ownership::Ownership;
 pub use pod::{IDLE, Mode, PodConfig};
 pub use security::Security;
@@ -32,6 +36,10 @@ pub struct Settings {
     pub ownership: Ownership,
     /// The policy.
     pub security: Security,
+    /// Where pods may be.
+    pub namespaces: Namespaces,
+    /// What answers of the config webhook are put over.
+    pub base: Base,
 }
 
 impl Settings {
@@ -46,7 +54,8 @@ impl Settings {
         let namespace = pod.as_ref().map_or("default", PodConfig::namespace).to_owned();
         let ownership = Ownership::read(&mut root.section("ownership"), &namespace);
         let security = Security::read(&mut root.section("security"));
-        Some(Self { connection: connection?, pod: pod?, timeouts, ownership: ownership?, security })
+        let (namespaces, base) = (Namespaces::only(namespace), Base::of(root));
+        Some(Self { connection: connection?, pod: pod?, timeouts, ownership: ownership?, security, namespaces, base })
     }
 }
 

@@ -68,9 +68,10 @@ impl Connections {
     /// program has no pod, and is not seen.)
     pub async fn list(&self, request: &ListRequest) -> Result<Page, Refusal> {
         let deadline = Instant::now() + self.lifecycle().timeouts().http;
-        let namespace = self.settings().pod.namespace();
-        let pods = self.lifecycle().list(namespace, &identity::all(), deadline).await?;
-        Ok(page(&pods, request))
+        let all = identity::all();
+        let lists =
+            self.settings().namespaces.places().iter().map(|place| self.lifecycle().list(place, &all, deadline));
+        Ok(page(&futures::future::try_join_all(lists).await?.concat(), request))
     }
 }
 

@@ -3,26 +3,35 @@
 //! Who may call is decided before: the caller's service comes in as a name, and its rights (operator, which users) are the
 //! service's to check.
 
+mod files;
 mod list;
 mod request;
+mod webhook;
 
 pub use list::{ListRequest, Page};
 pub use request::{Heartbeat, OpenRequest};
+pub use webhook::{Ask, ConfigWebhook};
 
 use crate::{
     config::{Mode, Settings, duration_proto},
     handle::{Contents, KeyRing, Target},
     identity::{self, Marks},
     lifecycle::{Kind, Lifecycle, StartRequest},
+    link::{Links, Place},
     ownership::{Closing, Leases, Sweep},
     template,
 };
 use bytes::Bytes;
+use k8s_openapi::api::core::v1::Pod;
 use podbay::{
     ConnectionId,
     v1::{self, Reason, Refusal},
 };
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
@@ -50,13 +59,30 @@ pub struct Connections {
     settings: Arc<Settings>,
     keys: Arc<KeyRing>,
     sweep: Arc<Sweep>,
+    webhook: Option<ConfigWebhook>,
+    links: Links,
 }
 
 impl Connections {
     /// By these settings; handles are sealed with these keys.
     pub fn new(lifecycle: Lifecycle, leases: Leases, settings: Arc<Settings>, keys: Arc<KeyRing>) -> Self {
         let spare = lifecycle.timeouts().pod_start + lifecycle.timeouts().pod_stop;
-        Self { lifecycle, leases, settings, keys, sweep: Arc::new(Sweep::new(spare)) }
+        let links = Links::new(Arc::clone(lifecycle.cluster()));
+        Self { lifecycle, leases, settings, keys, sweep: Arc::new(Sweep::new(spare)), webhook: None, links }
+    }
+
+    /// The same; the webhook is asked for each connection's settings.
+    #[must_use]
+    pub fn with_webhook(mut self, webhook: Option<ConfigWebhook>) -> Self {
+        self.webhook = webhook;
+        self
+    }
+
+    /// The same; files go over these links, which sessions use too.
+    #[must_use]
+    pub fn with_links(mut self, links: Links) -> Self {
+        self.links = links;
+        self
     }
 
     /// The settings.
@@ -100,15 +126,22 @@ impl Connections {
         }
     }
 
-    async fn open_whole(&self, request: OpenRequest, events: &mpsc::Sender<OpenEvent>) -> Result<(), Refusal> {
-        let OpenRequest { who, environment } = request;
-        let (config, timeouts) = (&self.settings.pod, *self.lifecycle.timeouts());
+    async fn open_whole(&self, mut request: OpenRequest, events: &mpsc::Sender<OpenEvent>) -> Result<(), Refusal> {
+        let settings = match &self.webhook {
+            Some(webhook) => Arc::new(webhook.settings(&mut request, &self.settings).await?),
+            None => Arc::clone(&self.settings),
+        };
+        let OpenRequest { who, facts, .. } = request;
+        let environment: BTreeMap<_, _> =
+            facts.environment.into_iter().map(|(name, entry)| (name, entry.value)).collect();
+        let (config, timeouts) = (&settings.pod, settings.timeouts);
+        files::possible(&facts.files, config)?;
         let given_up = || Refusal::new(Reason::Terminated, "the caller gave the connection up");
         let accepted = v1::Accepted {
             timeouts: Some(timeouts.to_proto()),
             policy: Some(v1::Policy {
                 subsystems: config.subsystems.keys().cloned().collect(),
-                max_sessions: self.settings.security.max_sessions_proto(),
+                max_sessions: settings.security.max_sessions_proto(),
             }),
             mode: v1::ExecutionMode::from(config.mode).into(),
             backend_wait: Some(duration_proto(self.leases.ownership().backend_wait)),
@@ -148,6 +181,15 @@ impl Connections {
                     never = tell => match never {},
                 };
                 let pod = started.pod;
+                if let Some(agent) = config.agent.clone().filter(|_| !facts.files.is_empty()) {
+                    let place = Place {
+                        pod: pod.clone(),
+                        container: config.console.clone(),
+                        agent,
+                        image: started.image_id.clone(),
+                    };
+                    files::write(&self.links, &place, facts.files, deadline).await?;
+                }
                 let target = Target::Pod {
                     namespace: pod.namespace.clone(),
                     name: pod.name.clone(),
@@ -163,7 +205,7 @@ impl Connections {
                 (target, opened, Some(undo))
             }
         };
-        let contents = Contents::new(&self.settings, timeouts, &who, environment, target);
+        let contents = Contents::new(&settings, timeouts, &who, environment, target);
         let handle = Bytes::from(self.keys.seal(&contents, &who.caller)?);
         let pod_name = opened.pod_name.clone();
         events.send(OpenEvent::Opened(v1::Opened { handle, ..opened })).await.map_err(|_| given_up())?;
@@ -200,7 +242,9 @@ impl Connections {
         let late =
             || Refusal::new(Reason::PodStopTimeout, "the pods were not gone in time; they will be removed later");
         let whole = async {
-            match (self.settings.pod.mode, why) {
+            // The webhook may have chosen another mode than the file's.
+            let mode = if self.webhook.is_some() { Mode::Session } else { self.settings.pod.mode };
+            match (mode, why) {
                 (Mode::Connection, Closing::ByCaller(_)) => {}
                 // First, so that sessions that find their pod gone find the words too; but words hold no deletion up.
                 (Mode::Connection, Closing::ByOperator(_)) => {
@@ -218,7 +262,7 @@ impl Connections {
             }
             let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| caller.is_none_or(|c| c == marks.caller));
             let selector = identity::of_connection(id);
-            self.lifecycle.stop_all(self.settings.pod.namespace(), &selector, |pod| ours(&pod.metadata)).await
+            self.stop_everywhere(&selector, |pod| ours(&pod.metadata)).await
         };
         let result = timeout(budget, whole).await.unwrap_or_else(|_| Err(late()));
         match &result {
@@ -230,6 +274,13 @@ impl Connections {
         result.map_err(|refusal| refusal.about(id))
     }
 
+    /// Deletes pods wherever they may be, and sees them gone. Gives how many.
+    async fn stop_everywhere(&self, selector: &str, which: impl Fn(&Pod) -> bool) -> Result<u32, Refusal> {
+        let places = self.settings.namespaces.places().iter();
+        let stops = places.map(|namespace| self.lifecycle.stop_all(namespace, selector, &which));
+        Ok(futures::future::try_join_all(stops).await?.iter().sum())
+    }
+
     /// Renews an owner's lease; where the owner tells all its connections, pods that it doesn't know are closed in the
     /// background; handles of old keys are sealed anew. An owner that leaves has its pods deleted, within `podStop`.
     pub async fn heartbeat(&self, beat: Heartbeat) -> Result<v1::HeartbeatResponse, Refusal> {
@@ -239,8 +290,7 @@ impl Connections {
         if leaving {
             let selector = identity::of_owner(owner);
             let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| marks.caller == caller);
-            let namespace = self.settings.pod.namespace();
-            self.lifecycle.stop_all(namespace, &selector, |pod| ours(&pod.metadata)).await?;
+            self.stop_everywhere(&selector, |pod| ours(&pod.metadata)).await?;
             self.leases.leave(owner, &caller).await?;
         } else {
             let deadline = Instant::now() + ownership.heartbeat().min(self.lifecycle.timeouts().http);
@@ -252,8 +302,8 @@ impl Connections {
                 let (this, caller) = (self.clone(), caller.clone());
                 // Apart, so that a slow list never delays a renewal's answer.
                 self.lifecycle.tracker().spawn(async move {
-                    let namespace = this.settings.pod.namespace();
-                    this.sweep.run(&this.lifecycle, namespace, owner, &known, &caller).await;
+                    let namespaces = this.settings.namespaces.places();
+                    this.sweep.run(&this.lifecycle, namespaces, owner, &known, &caller).await;
                 });
             }
         }

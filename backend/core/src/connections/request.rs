@@ -6,6 +6,7 @@ use podbay::{
     ConnectionId, OwnerId,
     v1::{self, Reason, Refusal},
 };
+use podbay_runtime::webhook::{Entry, Facts};
 use std::{
     collections::{BTreeMap, HashSet},
     str::FromStr,
@@ -13,10 +14,8 @@ use std::{
 
 /// The longest user name in bytes.
 const MAX_USER: usize = 256;
-/// The contract's bounds of metadata.
-const MAX_METADATA: (usize, usize) = (64, 16 * 1024);
-/// The contract's bounds of an environment.
-const MAX_ENVIRONMENT: (usize, usize) = (256, 64 * 1024);
+/// RFC 4253 section 4.2.
+const MAX_VERSION: usize = 255;
 /// Connections and handles in one heartbeat.
 const MAX_BEAT: usize = 100_000;
 
@@ -25,11 +24,15 @@ const MAX_BEAT: usize = 100_000;
 pub struct OpenRequest {
     /// Who.
     pub who: Identity,
-    /// For all programs of the connection.
-    pub environment: BTreeMap<String, String>,
+    /// What authentication has learnt, and, once it was asked, the config webhook: metadata, environment, files.
+    pub facts: Facts,
+    /// The client's identification; may be empty.
+    pub client_version: String,
+    /// The client's port; 0 = not known.
+    pub remote_port: u16,
 }
 
-/// The environment may hold secrets.
+/// The facts may hold secrets.
 impl std::fmt::Debug for OpenRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("OpenRequest").field("who", &self.who).finish_non_exhaustive()
@@ -48,8 +51,19 @@ impl OpenRequest {
             "" => None,
             text => Some(text.parse().map_err(|_| invalid("remote_address is not an IP address"))?),
         };
-        bounded(&message.metadata, "metadata", MAX_METADATA)?;
-        environment(&message.environment)?;
+        if message.client_version.len() > MAX_VERSION || message.client_version.contains(char::is_control) {
+            return Err(invalid("client_version is longer than 255 bytes or holds control characters"));
+        }
+        let facts = Facts {
+            authenticated: None,
+            metadata: entries(message.metadata, &message.sensitive_metadata),
+            environment: entries(message.environment, &message.sensitive_environment),
+            files: entries(
+                message.files.into_iter().map(|(path, bytes)| (path, bytes.to_vec())),
+                &message.sensitive_files,
+            ),
+        };
+        facts.check().map_err(|error| invalid(error.to_string()))?;
         Ok(Self {
             who: Identity {
                 connection,
@@ -58,7 +72,9 @@ impl OpenRequest {
                 user: parse_user(user)?,
                 remote,
             },
-            environment: message.environment.into_iter().collect(),
+            facts,
+            client_version: message.client_version,
+            remote_port: u16::try_from(message.remote_port).map_err(|_| invalid("remote_port is none"))?,
         })
     }
 }
@@ -123,30 +139,12 @@ fn parse_user(user: v1::User) -> Result<User, Refusal> {
     Ok(User { name, authenticated })
 }
 
-fn bounded<'a>(
-    map: impl IntoIterator<Item = (&'a String, &'a String)>,
-    field: &str,
-    (entries, bytes): (usize, usize),
-) -> Result<(), Refusal> {
-    let (count, size) = map.into_iter().fold((0, 0), |(n, size), (key, value)| (n + 1, size + key.len() + value.len()));
-    if count > entries || size > bytes {
-        return Err(invalid(format!("{field}: at most {entries} entries and {bytes} bytes in all")));
-    }
-    Ok(())
-}
-
-/// An environment within the contract's bounds, with names that every shell takes.
-fn environment<'a, M>(map: &'a M) -> Result<(), Refusal>
-where
-    &'a M: IntoIterator<Item = (&'a String, &'a String)>,
-{
-    bounded(map, "environment", MAX_ENVIRONMENT)?;
-    for (name, value) in map {
-        let good = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-        if !good || value.contains('\0') {
-            return Err(invalid("environment: names match [A-Za-z_][A-Za-z0-9_]*, values hold no NUL"));
-        }
-    }
-    Ok(())
+/// Values with their marks.
+fn entries<T>(map: impl IntoIterator<Item = (String, T)>, sensitive: &[String]) -> BTreeMap<String, Entry<T>> {
+    map.into_iter()
+        .map(|(name, value)| {
+            let is = sensitive.contains(&name);
+            (name, Entry::new(value, is))
+        })
+        .collect()
 }

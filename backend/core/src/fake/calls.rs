@@ -94,8 +94,9 @@ impl Cluster for FakeCluster {
 
     async fn list_pods(&self, namespace: &str, selector: &str) -> Result<Vec<Pod>, ClusterError> {
         self.call(Call::ListPods, |state| {
-            let pods =
-                state.pods.iter().filter(|((ns, _), pod)| ns == namespace && store::selects(selector, &pod.metadata));
+            let pods = state.pods.iter().filter(|((ns, _), pod)| {
+                (namespace.is_empty() || ns == namespace) && store::selects(selector, &pod.metadata)
+            });
             Ok(pods.map(|(_, pod)| pod.clone()).collect())
         })
         .await

@@ -1,6 +1,6 @@
 //! One link's task.
 
-use super::{Command, Do, Found, News, Place, Shared};
+use super::{Command, Do, Found, News, Place, Shared, Written};
 use crate::{
     cluster::{ClusterError, Input, Output, StreamEnd, StreamRequest, Streams},
     failure::short,
@@ -44,6 +44,7 @@ pub(super) struct Actor {
     tokens: HashMap<Key, u64>,
     acks: Vec<(podbay::SessionId, oneshot::Sender<bool>)>,
     lists: HashMap<u64, oneshot::Sender<Vec<proto::Session>>>,
+    files: HashMap<u64, oneshot::Sender<Written>>,
     wire: Wire,
     backoff: Backoff,
     words: Vec<u8>,
@@ -107,6 +108,7 @@ impl Actor {
             tokens: HashMap::new(),
             acks: Vec::new(),
             lists: HashMap::new(),
+            files: HashMap::new(),
             wire: Wire::Down { retry: Instant::now() },
             backoff: Backoff::default(),
             words: Vec::new(),
@@ -332,6 +334,10 @@ impl Actor {
                 let id = self.client.list(session.map(wire_id));
                 self.lists.insert(id, done);
             }
+            Do::WriteFile { path, mode, data, done } => {
+                let id = self.client.write_file(path.into_bytes(), mode, data);
+                self.files.insert(id, done);
+            }
             Do::Stdin { offset, data } => {
                 if let Some(program) = self.programs.get(&token)
                     && let Err(error) = self.client.stdin(program.key, offset, &data)
@@ -438,7 +444,12 @@ impl Actor {
                     }
                     continue;
                 }
-                Event::FileWritten { .. } => continue,
+                Event::FileWritten { id, result } => {
+                    if let Some(done) = self.files.remove(id) {
+                        let _ = done.send(result.clone().map_err(|(_, words)| short(&words)));
+                    }
+                    continue;
+                }
             };
             let closed = matches!(event, Event::Closed { .. });
             let Some(token) = self.tokens.get(&key).copied() else { continue };

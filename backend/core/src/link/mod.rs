@@ -138,7 +138,16 @@ enum Do {
         session: Option<SessionId>,
         done: oneshot::Sender<Vec<proto::Session>>,
     },
+    WriteFile {
+        path: String,
+        mode: u32,
+        data: Bytes,
+        done: oneshot::Sender<Written>,
+    },
 }
+
+/// What became of a file; else the agent's words.
+pub type Written = Result<(), String>;
 
 type Command = (u64, Do);
 
@@ -284,6 +293,13 @@ impl LinkProgram {
     pub async fn ack_exit(&self, session: SessionId) -> Result<bool, LinkEnded> {
         let (done, told) = oneshot::channel();
         self.commands().send(Do::AckExit { session, done }).await?;
+        told.await.map_err(|_| LinkEnded)
+    }
+
+    /// Writes a file whole, with the permissions of `mode`. [`LinkEnded`] too where there is no podbay-agent.
+    pub async fn write_file(&self, path: &str, mode: u32, data: Bytes) -> Result<Written, LinkEnded> {
+        let (done, told) = oneshot::channel();
+        self.commands().send(Do::WriteFile { path: path.to_owned(), mode, data, done }).await?;
         told.await.map_err(|_| LinkEnded)
     }
 

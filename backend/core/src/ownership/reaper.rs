@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     cluster::{ClusterError, PodRef},
+    config::Namespaces,
     identity::{self, Marks, OWNER},
     lifecycle::{Lifecycle, reference},
 };
@@ -45,7 +46,7 @@ pub struct Reaper {
     lifecycle: Lifecycle,
     leases: Leases,
     /// Where pods are.
-    namespace: String,
+    namespaces: Vec<String>,
     born: Instant,
     owners: Observations<OwnerId, Sign>,
     taken: Observations<String, String>,
@@ -72,7 +73,7 @@ impl Reaper {
         Self {
             lifecycle,
             leases,
-            namespace: namespace.into(),
+            namespaces: vec![namespace.into()],
             born: Instant::now(),
             owners: Observations::new(max_gap),
             taken: Observations::new(max_gap),
@@ -81,6 +82,13 @@ impl Reaper {
             deleted: watch::Sender::new(0),
             busy: HashSet::new(),
         }
+    }
+
+    /// For pods in these.
+    #[must_use]
+    pub fn everywhere(mut self, namespaces: &Namespaces) -> Self {
+        self.namespaces = namespaces.places().to_vec();
+        self
     }
 
     /// How many pods it has deleted; for metrics.
@@ -127,8 +135,10 @@ impl Reaper {
         let cluster = self.lifecycle.cluster();
         // Pods after leases: the lease of a new owner is there before its first pod, or appears at the next look.
         let leases = cluster.list_leases(&self.leases.ownership().namespace, &identity::all()).await?;
-        let pods = cluster.list_pods(&self.namespace, &identity::all()).await?;
-        let pods = pods.iter().filter_map(mine).collect();
+        let mut pods = Vec::new();
+        for namespace in &self.namespaces {
+            pods.extend(cluster.list_pods(namespace, &identity::all()).await?.iter().filter_map(mine));
+        }
         Ok(Found { leases, pods, started, ended: self.born.elapsed() })
     }
 

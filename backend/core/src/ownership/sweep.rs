@@ -68,14 +68,16 @@ impl Sweep {
     pub async fn run(
         &self,
         lifecycle: &Lifecycle,
-        namespace: &str,
+        namespaces: &[String],
         owner: OwnerId,
         known: &HashSet<ConnectionId>,
         caller: &str,
     ) {
-        match lifecycle.cluster().list_pods(namespace, &crate::identity::of_owner(owner)).await {
+        let selector = crate::identity::of_owner(owner);
+        let lists = namespaces.iter().map(|namespace| lifecycle.cluster().list_pods(namespace, &selector));
+        match futures::future::try_join_all(lists).await {
             Ok(pods) => {
-                for pod in self.unknown(owner, known, &pods, caller, Instant::now()) {
+                for pod in self.unknown(owner, known, &pods.concat(), caller, Instant::now()) {
                     tracing::warn!(pod = pod.name, %owner, "closing a pod that its owner doesn't know");
                     lifecycle.undo(pod);
                 }

@@ -44,6 +44,11 @@ impl Sessions {
         let links = Links::new(std::sync::Arc::clone(lifecycle.cluster()));
         Self { lifecycle, leases, shells: Shells::default(), links, places: Places::default() }
     }
+
+    /// The links to pods.
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
 }
 
 fn violation(text: &str) -> Refusal {

@@ -1,0 +1,210 @@
+//! A configuration that holds for one connection only: what the config webhook answers, over what the file says.
+//!
+//! ContainerSSH's rules: what is empty in the answer (`null`, `false`, `0`, `""`, `[]`, `{}`) changes nothing, maps are merged key by
+//! key, and everything else replaces what the file says. The result is read and checked like a file.
+
+use super::{PodConfig, Security, Settings, Timeouts};
+use podbay_runtime::config::{Document, Section};
+use serde_json::{Map, Value};
+use std::fmt;
+
+/// Sections that ContainerSSH's answers may hold, and that have no effect on a connection there either: servers made with its library
+/// send them with their defaults.
+const WITHOUT_EFFECT: [&str; 11] =
+    ["audit", "auth", "configserver", "debug", "docker", "geoip", "health", "listen", "log", "metrics", "ssh"];
+
+/// `kubernetes` of the file, as it was written: answers are put over it. May hold secrets.
+#[derive(Clone, Default)]
+pub struct Base(Value);
+
+impl fmt::Debug for Base {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Base(***)")
+    }
+}
+
+impl Base {
+    /// Of a document's root.
+    pub(super) fn of(root: &Section) -> Self {
+        let mut kubernetes = root.value("kubernetes").unwrap_or_default();
+        if let Value::Object(kubernetes) = &mut kubernetes {
+            kubernetes.remove("connection");
+        }
+        Self(kubernetes)
+    }
+}
+
+impl Settings {
+    /// These settings with an answer's `config` over them.
+    ///
+    /// # Errors
+    /// What is wrong with it, for the log: the values in it may be the operator's secrets, and are not repeated.
+    pub fn overlaid(&self, config: Map<String, Value>) -> Result<Self, String> {
+        let mut config = pruned(config);
+        for section in WITHOUT_EFFECT {
+            if config.remove(section).is_some() {
+                tracing::debug!(
+                    section,
+                    "the config webhook's answer holds a section that has no effect on a connection"
+                );
+            }
+        }
+        match config.remove("backend") {
+            None => {}
+            Some(Value::String(backend)) if backend == "kubernetes" => {}
+            Some(_) => return Err("config.backend: only kubernetes is built".to_owned()),
+        }
+        let security = match config.remove("security") {
+            None => self.security,
+            Some(security) => overlaid_security(self.security, &security)?,
+        };
+        let kubernetes = config.remove("kubernetes");
+        if let Some(key) = config.keys().next() {
+            return Err(format!("config.{key}: unknown key"));
+        }
+        let Some(kubernetes) = kubernetes else { return Ok(Self { security, ..self.clone() }) };
+        if kubernetes.get("connection").is_some() {
+            return Err("config.kubernetes.connection: is the same for all connections: leave it out".to_owned());
+        }
+        let mut all = Map::new();
+        all.insert("kubernetes".to_owned(), merged(self.base.0.clone(), kubernetes));
+        let document = Document::from_value("config", &Value::Object(all));
+        let read = read(&mut document.root().section("kubernetes"));
+        let (pod, timeouts) = document.finish_with(read).map_err(|mistakes| mistakes.to_string())?;
+        if !self.namespaces.allow(pod.namespace()) {
+            let namespace = pod.namespace();
+            return Err(format!("the namespace {namespace:?} is none of configserver.namespaces"));
+        }
+        Ok(Self { pod, timeouts, security, ..self.clone() })
+    }
+}
+
+/// `security` of an answer over the file's. Until all of it can be merged it is refused.
+fn overlaid_security(_file: Security, _answer: &Value) -> Result<Security, String> {
+    Err("config.security: is not supported yet in the config webhook's answer: leave it out".to_owned())
+}
+
+fn read(kubernetes: &mut Section) -> Option<(PodConfig, Timeouts)> {
+    let timeouts = Timeouts::read(&mut kubernetes.section("timeouts"));
+    let pod = PodConfig::read(&mut kubernetes.section("pod").in_any_case());
+    Some((pod?, timeouts))
+}
+
+/// Without what is empty. Items of lists stay as they are: a list counts as a whole.
+fn pruned(map: Map<String, Value>) -> Map<String, Value> {
+    let prune = |value| match value {
+        Value::Null | Value::Bool(false) => None,
+        Value::Number(number) if number.as_f64() == Some(0.0) => None,
+        Value::String(text) if text.is_empty() => None,
+        Value::Array(items) if items.is_empty() => None,
+        Value::Object(map) => Some(pruned(map)).filter(|map| !map.is_empty()).map(Value::Object),
+        other => Some(other),
+    };
+    map.into_iter().filter_map(|(key, value)| Some((key, prune(value)?))).collect()
+}
+
+fn merged(base: Value, over: Value) -> Value {
+    match (base, over) {
+        (Value::Object(mut base), Value::Object(over)) => {
+            for (key, over) in over {
+                let value = match base.remove(&key) {
+                    Some(below) => merged(below, over),
+                    None => over,
+                };
+                base.insert(key, value);
+            }
+            Value::Object(base)
+        }
+        (_, over) => over,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn file() -> Settings {
+        let text = "
+kubernetes:
+  pod:
+    disableAgent: true
+    metadata: {namespace: ns, labels: {a: file, b: file}}
+    spec: {containers: [{name: one, image: i}, {name: two, image: j}], nodeSelector: {disk: ssd}}
+    idleCommand: [sleep]
+    subsystems: {x: /x}
+  timeouts: {podStart: 7s, signal: 3s}
+security: {maxSessions: 3}
+configserver: {url: 'http://c', namespaces: [users]}
+";
+        let document = Document::parse("f", text).expect("YAML");
+        let settings = Settings::read(&mut document.root());
+        document.root().ignore("configserver");
+        let _ = document.finish();
+        let mut settings = settings.expect("settings");
+        settings.namespaces.add(&["users".to_owned()]);
+        settings
+    }
+
+    fn over(config: Value) -> Result<Settings, String> {
+        let Value::Object(config) = config else { panic!("an object") };
+        file().overlaid(config)
+    }
+
+    #[test]
+    fn what_is_not_empty_replaces_and_maps_are_merged() {
+        let settings = over(json!({
+            "backend": "kubernetes", "ssh": {"listen": "0.0.0.0:22"}, "auth": {"url": ""},
+            "kubernetes": {
+                "pod": {
+                    "metadata": {"namespace": "users", "labels": {"b": "user", "c": "user"}, "creationTimestamp": null},
+                    "spec": {"containers": [{"name": "mine", "image": "k", "resources": {}}], "nodeSelector": {}},
+                    "idleCommand": [], "disableAgent": false, "subsystems": {"y": "/y"},
+                },
+                "timeouts": {"podStart": 9_000_000_000_i64, "signal": 0},
+            },
+        }))
+        .expect("settings");
+        assert_eq!(settings.pod.namespace(), "users");
+        let labels = settings.pod.metadata.labels.as_ref().expect("labels");
+        assert_eq!((labels["a"].as_str(), labels["b"].as_str(), labels["c"].as_str()), ("file", "user", "user"));
+        let names: Vec<_> = settings.pod.spec.containers.iter().map(|container| container.name.as_str()).collect();
+        assert_eq!((names, settings.pod.console.as_str()), (vec!["mine"], "mine"));
+        assert_eq!(settings.pod.spec.node_selector.as_ref().expect("kept")["disk"], "ssd");
+        assert_eq!(
+            (settings.pod.idle_command.as_slice(), &settings.pod.agent),
+            (["sleep".to_owned()].as_slice(), &None)
+        );
+        assert!(["x", "y", "sftp"].iter().all(|name| settings.pod.subsystems.contains_key(*name)));
+        assert_eq!((settings.timeouts.pod_start.as_secs(), settings.timeouts.signal.as_secs()), (9, 3));
+        assert_eq!(settings.security, file().security);
+    }
+
+    #[test]
+    fn an_empty_answer_changes_nothing() {
+        let settings =
+            over(json!({"kubernetes": {"pod": {"spec": {"containers": []}}}, "security": {}})).expect("settings");
+        assert_eq!((settings.pod.namespace(), settings.pod.spec.containers.len()), ("ns", 2));
+    }
+
+    #[test]
+    fn what_cant_be_used_is_told() {
+        for (config, told) in [
+            (json!({"kubernetes": {"pod": {"sepc": {"a": 1}}}}), "unknown key"),
+            (json!({"kubernetes": {"pod": {"spec": {"containers": [{"image": 1}]}}}}), "containers[0].image"),
+            (
+                json!({"kubernetes": {"pod": {"metadata": {"namespace": "kube-system"}}}}),
+                "none of configserver.namespaces",
+            ),
+            (json!({"kubernetes": {"connection": {"host": "x"}}}), "config.kubernetes.connection"),
+            (json!({"kubernetes": {"pod": "x"}}), "expected a map"),
+            (json!({"kubernetes": 1}), "expected a map"),
+            (json!({"security": {"maxSessions": 1}}), "config.security: is not supported"),
+            (json!({"backend": "docker"}), "config.backend"),
+            (json!({"nonsense": 1}), "config.nonsense: unknown key"),
+        ] {
+            let error = over(config.clone()).expect_err(&config.to_string());
+            assert!(error.contains(told), "{config}: {error}");
+        }
+    }
+}

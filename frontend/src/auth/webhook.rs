@@ -1,0 +1,172 @@
+//! ContainerSSH's authentication webhook: one question for each attempt, `/password`, `/pubkey` and `/authz`.
+
+use podbay::ConnectionId;
+use podbay_runtime::webhook::{Client, Facts, Json};
+use serde_json::{Map, Value, json};
+use std::net::SocketAddr;
+use tracing::{debug, error};
+use zeroize::Zeroizing;
+
+/// Whom a question is about.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// As the client names itself.
+    pub user: &'a str,
+    /// Where the client is.
+    pub remote: SocketAddr,
+    /// Its connection.
+    pub connection: ConnectionId,
+    /// Its identification.
+    pub version: &'a str,
+}
+
+/// The answer to an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may log in, and this is known about it.
+    Accepted(Facts),
+    /// It may not.
+    Refused,
+    /// Nobody could say.
+    Unavailable,
+}
+
+/// What is asked.
+#[derive(Debug)]
+pub enum Question {
+    /// Is this the user's password?
+    Password(Zeroizing<String>),
+    /// Is this key (`TYPE BASE64`) one of the user's?
+    PublicKey(String),
+    /// May the user, who has proven to be it, log in?
+    Authorization,
+}
+
+impl Question {
+    const fn path(&self) -> &'static str {
+        match self {
+            Self::Password(_) => "/password",
+            Self::PublicKey(_) => "/pubkey",
+            Self::Authorization => "/authz",
+        }
+    }
+
+    /// ContainerSSH's `authtype`.
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::Password(_) => "password",
+            Self::PublicKey(_) => "pubkey",
+            Self::Authorization => "authorization",
+        }
+    }
+}
+
+/// The question's JSON. What is known goes with it, but nothing sensitive.
+fn body(subject: &Subject<'_>, question: &Question, known: &Facts) -> Value {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let mut body = Map::new();
+    for (key, value) in [
+        ("username", subject.user.to_owned()),
+        ("remoteAddress", subject.remote.to_string()),
+        ("connectionId", subject.connection.to_string()),
+        ("clientVersion", subject.version.to_owned()),
+    ] {
+        body.insert(key.to_owned(), Value::String(value));
+    }
+    known.put(&mut body, false);
+    let own = match question {
+        Question::Password(password) => Some(("passwordBase64", json!(STANDARD.encode(password.as_bytes())))),
+        Question::PublicKey(key) => Some(("publicKey", json!(key))),
+        Question::Authorization => None,
+    };
+    body.extend(own.map(|(key, value)| (key.to_owned(), value)));
+    Value::Object(body)
+}
+
+/// An answer, strictly; `None` = `success` is false or absent.
+fn read(answer: Value) -> Result<Option<Facts>, String> {
+    let Value::Object(mut object) = answer else { return Err("it is no JSON object".to_owned()) };
+    let success = match object.remove("success") {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(success)) => success,
+        Some(_) => return Err("success is neither true nor false".to_owned()),
+    };
+    let facts = Json::take(&mut object)?;
+    if let Some(key) = object.keys().next() {
+        return Err(format!("unknown key {:?}", key.chars().take(60).collect::<String>()));
+    }
+    let facts = facts.into_facts().map_err(|error| error.to_string())?;
+    Ok(success.then_some(facts))
+}
+
+/// Asks. Cancel safe: dropping it ends the calls.
+pub async fn ask(client: &Client, subject: Subject<'_>, question: &Question, known: &Facts) -> Verdict {
+    let (connection, user, authtype) = (subject.connection, subject.user, question.kind());
+    let failed = |error: &podbay_runtime::webhook::CallError, tries| {
+        debug!(%connection, user, authtype, code = "AUTH_BACKEND_ERROR", reason = error.code(), tries, "the authentication webhook {error}");
+    };
+    let answer = client.ask::<Value>(question.path(), &body(&subject, question, known), failed).await;
+    let why = match answer
+        .map_err(|error| error.to_string())
+        .and_then(|answer| read(answer).map_err(|why| format!("answered with what is no valid answer: {why}")))
+    {
+        Ok(Some(facts)) => return Verdict::Accepted(facts),
+        Ok(None) => return Verdict::Refused,
+        Err(why) => why,
+    };
+    error!(%connection, user, authtype, code = "AUTH_BACKEND_ERROR", url = client.endpoint().url, "the authentication webhook {why}");
+    Verdict::Unavailable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn subject() -> Subject<'static> {
+        Subject {
+            user: "alice",
+            remote: "[2001:db8::1]:4022".parse().expect("an address"),
+            connection: ConnectionId::from_bytes([0xab; 16]),
+            version: "SSH-2.0-OpenSSH_9.6",
+        }
+    }
+
+    #[test]
+    fn the_questions_are_containersshs() {
+        let known = read(json!({"success": true, "authenticatedUsername": "Alice", "metadata": {
+            "t": {"value": "1"}, "s": {"value": "2", "sensitive": true}}}));
+        let known = known.expect("valid").expect("success");
+        let common = json!({
+            "username": "alice", "remoteAddress": "[2001:db8::1]:4022", "connectionId": "ab".repeat(16),
+            "clientVersion": "SSH-2.0-OpenSSH_9.6",
+        });
+        let with = |more: Value| {
+            let (Value::Object(mut all), Value::Object(more)) = (common.clone(), more) else { panic!("objects") };
+            all.extend(more);
+            Value::Object(all)
+        };
+        let none = Facts::default();
+        assert_eq!(
+            body(&subject(), &Question::Password(Zeroizing::new("pä?".to_owned())), &none),
+            with(json!({"passwordBase64": "cMOkPw=="}))
+        );
+        let key = "ssh-ed25519 AAAA".to_owned();
+        assert_eq!(body(&subject(), &Question::PublicKey(key), &none), with(json!({"publicKey": "ssh-ed25519 AAAA"})));
+        assert_eq!(
+            body(&subject(), &Question::Authorization, &known),
+            with(json!({"authenticatedUsername": "Alice", "metadata": {"t": {"value": "1", "sensitive": false}}}))
+        );
+    }
+
+    #[test]
+    fn answers_are_read_strictly() {
+        assert_eq!(read(json!({})), Ok(None));
+        assert_eq!(read(json!({"success": false, "metadata": {"a": {"value": "b"}}})), Ok(None));
+        assert_eq!(read(json!({"success": true})), Ok(Some(Facts::default())));
+        for wrong in
+            [json!([]), json!({"success": 1}), json!({"success": "true"}), json!({"success": true, "sucess": 1})]
+        {
+            read(wrong.clone()).expect_err(&wrong.to_string());
+        }
+    }
+}

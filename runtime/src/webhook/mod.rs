@@ -1,0 +1,13 @@
+//! ContainerSSH's webhooks as a caller: the HTTP client's keys, one bounded exchange of JSON, and the facts about a user that requests and answers
+//! carry. What is asked and what follows from an answer is the programs' own.
+
+mod client;
+mod config;
+mod facts;
+
+pub use client::{CallError, Client, GaveUp};
+pub use config::{Endpoint, endpoint};
+pub use facts::{Entry, Facts, FactsError, Json, MAX_FILES};
+
+#[cfg(test)]
+mod tests;
