@@ -16,6 +16,7 @@ use podbay_backend_core::{
     identity::{Identity, User},
     lifecycle::Lifecycle,
     ownership::{Closing, Leases},
+    policy::Most,
     session::{Opening, Report, Sessions, Stopping},
     template,
     wrapper::ZERO,
@@ -56,7 +57,7 @@ impl World {
             subsystems: [("sftp".to_owned(), "/sftp".to_owned())].into(),
             environment: [("A".to_owned(), "1".to_owned())].into(),
             agent: None,
-            max_sessions: None,
+            security: podbay_backend_core::policy::Security::default(),
             target: target(&cluster),
         };
         let sessions = Sessions::new(lifecycle.clone(), leases);
@@ -1109,7 +1110,7 @@ async fn a_pod_that_went_by_itself_is_no_operators_work() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_has_no_more_sessions_at_once_than_the_policy_allows() {
     let mut world = World::connection().await;
-    world.contents.max_sessions = NonZeroU32::new(2);
+    world.contents.security.most = NonZeroU32::new(2).map(Most::Sessions);
     world.runs(|mut program| {
         async move {
             program.wrapper().await;
@@ -1143,7 +1144,7 @@ async fn a_connection_has_no_more_sessions_at_once_than_the_policy_allows() {
 #[tokio::test(start_paused = true)]
 async fn in_session_mode_the_pods_of_all_replicas_count() {
     let mut world = World::session_mode().await;
-    world.contents.max_sessions = NonZeroU32::new(1);
+    world.contents.security.most = NonZeroU32::new(1).map(Most::Sessions);
     let cluster = world.cluster.clone();
     world.runs(move |mut program| {
         let cluster = cluster.clone();

@@ -15,6 +15,7 @@ use crate::{
     identity::{self, Marks},
     lifecycle::{Kind, Lifecycle, StartRequest},
     ownership::{Closing, Leases, Sweep},
+    policy::Ask,
     template,
 };
 use bytes::Bytes;
@@ -35,7 +36,7 @@ const LOOK_FOR_MARKS: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq)]
 pub enum OpenEvent {
     /// First.
-    Accepted(v1::Accepted),
+    Accepted(Box<v1::Accepted>),
     /// Dropped while the channel is full: news, not data.
     Progress(v1::Progress),
     /// Last.
@@ -103,18 +104,24 @@ impl Connections {
     async fn open_whole(&self, request: OpenRequest, events: &mpsc::Sender<OpenEvent>) -> Result<(), Refusal> {
         let OpenRequest { who, environment } = request;
         let (config, timeouts) = (&self.settings.pod, *self.lifecycle.timeouts());
+        let security = &self.settings.security;
+        // It goes to every program of the connection.
+        for name in environment.keys() {
+            security.admits(Ask::Env(name)).map_err(|denied| {
+                let (code, user) = (denied.code(), &who.user.name);
+                tracing::info!(code, connection = %who.connection, user, name, "refused by policy");
+                denied.refusal()
+            })?;
+        }
         let given_up = || Refusal::new(Reason::Terminated, "the caller gave the connection up");
         let accepted = v1::Accepted {
             timeouts: Some(timeouts.to_proto()),
-            policy: Some(v1::Policy {
-                subsystems: config.subsystems.keys().cloned().collect(),
-                max_sessions: self.settings.security.max_sessions_proto(),
-            }),
+            policy: Some(security.to_proto(config.subsystems.keys())),
             mode: v1::ExecutionMode::from(config.mode).into(),
             backend_wait: Some(duration_proto(self.leases.ownership().backend_wait)),
             heartbeat_interval: Some(duration_proto(self.leases.ownership().heartbeat())),
         };
-        events.send(OpenEvent::Accepted(accepted)).await.map_err(|_| given_up())?;
+        events.send(OpenEvent::Accepted(Box::new(accepted))).await.map_err(|_| given_up())?;
         let deadline = Instant::now() + timeouts.pod_start;
         let renewed = self.leases.renew(who.owner, &who.caller, deadline);
 

@@ -4,13 +4,17 @@ use super::{
     machine::{Credits, size_of},
     violation,
 };
-use crate::{handle::Contents, wrapper};
+use crate::{
+    handle::Contents,
+    policy::{Denied, ORIGINAL_COMMAND, Runs},
+    wrapper,
+};
 use podbay::{
     MAX_CREDIT, SessionId,
     v1::{self, Reason, Refusal, open::Program, output_when_detached},
 };
 use podbay_agent_wire::output::Policy;
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 const MAX_ENTRIES: usize = 256;
 const MAX_ENVIRONMENT: usize = 64 * 1024;
@@ -44,6 +48,8 @@ pub struct Opening {
     pub(super) pty: Option<v1::Pty>,
     /// What becomes of output while no client takes it.
     pub(super) output: Policy,
+    /// How long the program has run already.
+    pub(super) ran: Duration,
 }
 
 /// Commands and environment may be secrets.
@@ -57,7 +63,7 @@ impl Opening {
     /// Checks an Open against its connection.
     ///
     /// # Errors
-    /// `INVALID_REQUEST`, `SUBSYSTEM_UNKNOWN`, and `UNIMPLEMENTED` for what needs the agent.
+    /// `INVALID_REQUEST`, `POLICY`, and `SUBSYSTEM_UNKNOWN`.
     pub fn parse(open: &v1::Open, contents: &Contents) -> Result<Self, Refusal> {
         let session = open.session_id.parse().map_err(|_| invalid("session_id must be 32 lower-case hex digits"))?;
         let resume = open.resume_from.unwrap_or_default();
@@ -68,6 +74,8 @@ impl Opening {
         }
         let mut environment = contents.environment.clone();
         environment.extend(session_environment(&open.environment)?);
+        let runs = contents.security.runs(open).map_err(|denied| denied_open(denied, session, contents))?;
+        runs.check()?;
         let size = match &open.pty {
             None => None,
             Some(pty) => {
@@ -85,7 +93,15 @@ impl Opening {
         };
         Ok(Self {
             session,
-            argv: argv(open.program.as_ref(), contents)?,
+            argv: match runs {
+                Runs::AsAsked => argv(open.program.as_ref(), contents)?,
+                Runs::Forced { command, original } => {
+                    let connection = contents.connection;
+                    tracing::info!(code = "SECURITY_EXEC_FORCING_COMMAND", %connection, %session, "the command is forced");
+                    environment.extend(original.map(|original| (ORIGINAL_COMMAND.to_owned(), original)));
+                    vec![wrapper::SHELL.to_owned(), "-c".to_owned(), command.to_owned()]
+                }
+            },
             environment: environment.into_iter().collect(),
             tty: open.pty.is_some(),
             size,
@@ -96,6 +112,7 @@ impl Opening {
             resume: open.resume_from,
             pty: open.pty.clone(),
             output: output(open.output_when_detached.unwrap_or_default())?,
+            ran: open.ran.and_then(|ran| Duration::try_from(ran).ok()).unwrap_or_default(),
         })
     }
 
@@ -195,6 +212,13 @@ fn argv(program: Option<&Program>, contents: &Contents) -> Result<Vec<String>, R
             Ok(vec![path.clone()])
         }
     }
+}
+
+/// The log gets ContainerSSH's code, and nothing that may be a secret.
+fn denied_open(denied: Denied, session: SessionId, contents: &Contents) -> Refusal {
+    let (code, connection, user) = (denied.code(), contents.connection, &contents.user.name);
+    tracing::info!(code, %connection, %session, user, "refused by policy");
+    denied.refusal()
 }
 
 fn invalid(text: &str) -> Refusal {
