@@ -1252,3 +1252,78 @@ async fn in_session_mode_the_reads_before_the_pod_are_repeated() {
     session.started().await;
     assert_eq!((world.cluster.count(Call::CreatePod), world.cluster.count(Call::Stream)), (3, 3));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_warned_and_cut_when_its_time_is_over() {
+    let mut world = World::connection().await;
+    world.contents.security.max_session_time = Duration::from_secs(3600);
+    world.runs(|mut program| {
+        async move {
+            program.wrapper().await;
+            program.say("busy").await;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    let mut session = world.open(&shell());
+    session.started().await;
+    let began = Instant::now();
+    let mut seen = Vec::new();
+    let refusal = loop {
+        let frame = session.frame().await;
+        match frame {
+            Back::Notice(notice) => seen.push((began.elapsed().as_secs(), notice.message)),
+            Back::Exit(exit) => break lost(exit.end),
+            Back::Data(_) | Back::Eof(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(seen, [(3540, "this session ends in 1m: its time is over then".to_owned())]);
+    assert_eq!((began.elapsed().as_secs(), refusal.reason()), (3600, Reason::Policy));
+    assert!(!refusal.connection_id.is_empty());
+    let report = session.report().await;
+    assert_eq!((report.kind, report.refusal.map(|refusal| refusal.reason())), ("lost", Some(Reason::Policy)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_of_either_direction_keep_a_session() {
+    let mut world = World::connection().await;
+    world.contents.security.idle_timeout = Duration::from_secs(100);
+    world.runs(|mut program| {
+        async move {
+            program.wrapper().await;
+            let _ = program.stream.input.recv().await;
+            tokio::time::sleep(Duration::from_secs(90)).await;
+            program.say("late").await;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    let mut session = world.open(&shell());
+    session.started().await;
+    let began = Instant::now();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    session.send(Frame::Data(v1::Data { stream: Stream::Stdin.into(), offset: 0, data: "x".into() })).await;
+    let refusal = lost(session.all_after_start().await.exit);
+    assert_eq!((began.elapsed().as_secs(), refusal.reason()), (60 + 90 + 100, Reason::Policy));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_reads_nothing_does_not_hold_a_cut_up() {
+    let mut world = World::connection().await;
+    world.contents.security.max_session_time = Duration::from_secs(10);
+    world.runs(|mut program| {
+        async move {
+            program.wrapper().await;
+            program.say("unread").await;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    let mut session = world.open(&v1::Open { stdout_credit: 0, ..shell() });
+    session.started().await;
+    let began = Instant::now();
+    let all = session.all_after_start().await;
+    assert_eq!((all.exit, began.elapsed().as_secs()), (None, 15));
+    assert_eq!(session.report().await.kind, "lost");
+}

@@ -261,6 +261,38 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_stands_before_all_and_a_forced_command_in_its_place() {
+        use crate::policy::{Mode, Rule};
+        let mut contents = contents();
+        let refused =
+            |open: &Open, contents: &Contents| Opening::parse(open, contents).err().map(|refusal| refusal.reason());
+        contents.security.shell = Some(Mode::Disable);
+        contents.security.force_command = "forced".into();
+        let shell = open(Program::Shell(Shell {}));
+        assert_eq!(refused(&shell, &contents), Some(Reason::Policy));
+        assert_eq!(refused(&Open { program: None, ..shell }, &contents), Some(Reason::InvalidRequest));
+        let mut asked = open(Program::Subsystem(Subsystem { name: "nosuch".into() }));
+        asked.environment = [("C".to_owned(), "c".to_owned())].into();
+        let opening = Opening::parse(&asked, &contents).expect("forced");
+        assert_eq!(opening.argv, ["/bin/sh", "-c", "forced"]);
+        let environment = [("C", "c"), (ORIGINAL_COMMAND, "nosuch")].map(|(n, v)| (n.to_owned(), v.to_owned()));
+        assert_eq!(opening.environment, environment);
+        // Neither a resume nor an attach is a way around it.
+        asked.environment.insert(ORIGINAL_COMMAND.into(), "lie".into());
+        asked.resume_from = Some(ResumeFrom::default());
+        assert_eq!(refused(&asked, &contents), Some(Reason::Policy));
+        asked.environment.clear();
+        asked.pty = Some(Pty::default());
+        assert_eq!(refused(&asked, &contents), None);
+        contents.security.tty = Some(Mode::Filter);
+        assert_eq!(refused(&asked, &contents), Some(Reason::Policy));
+        asked.pty = None;
+        contents.security.subsystem = Rule { mode: Some(Mode::Filter), ..Rule::default() };
+        asked.take_over = true;
+        assert_eq!(refused(&asked, &contents), Some(Reason::Policy));
+    }
+
+    #[test]
     fn the_sessions_environment_comes_after_the_connections() {
         let mut open = open(Program::Shell(Shell {}));
         open.environment = [("A".to_owned(), "session".to_owned()), ("C".to_owned(), "c".to_owned())].into();
