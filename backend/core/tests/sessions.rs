@@ -1256,7 +1256,7 @@ async fn in_session_mode_the_reads_before_the_pod_are_repeated() {
 #[tokio::test(start_paused = true)]
 async fn a_session_is_warned_and_cut_when_its_time_is_over() {
     let mut world = World::connection().await;
-    world.contents.security.max_session_time = Duration::from_secs(3600);
+    world.contents.security.max_session_time = Duration::from_secs(400);
     world.runs(|mut program| {
         async move {
             program.wrapper().await;
@@ -1278,8 +1278,8 @@ async fn a_session_is_warned_and_cut_when_its_time_is_over() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(seen, [(3540, "this session ends in 1m: its time is over then".to_owned())]);
-    assert_eq!((began.elapsed().as_secs(), refusal.reason()), (3600, Reason::Policy));
+    assert_eq!(seen, [(340, "this session ends in 1m: its time is over then".to_owned())]);
+    assert_eq!((began.elapsed().as_secs(), refusal.reason()), (400, Reason::Policy));
     assert!(!refusal.connection_id.is_empty());
     let report = session.report().await;
     assert_eq!((report.kind, report.refusal.map(|refusal| refusal.reason())), ("lost", Some(Reason::Policy)));
