@@ -290,7 +290,7 @@ async fn a_policy_that_comes_late_still_holds() {
     let world = World::new().await;
     {
         let mut script = world.script.lock();
-        script.policy = podbay::v1::Policy { env: off(), tty: off(), subsystem: off(), ..Default::default() };
+        script.policy = podbay::v1::Policy { env: off(), tty: off(), ..Default::default() };
         // Later than requests are held for.
         script.opening = Opening::Late(Duration::from_secs(3));
     }
@@ -301,14 +301,11 @@ async fn a_policy_that_comes_late_still_holds() {
     let mut terminal = client.channel_open_session().await.expect("opens");
     terminal.request_pty(true, "xterm", 80, 24, 0, 0, &[]).await.expect("sends");
     assert!(matches!(next(&mut terminal).await, ChannelMsg::Success));
-    let mut subsystem = client.channel_open_session().await.expect("opens");
     channel.exec(false, "echo \"[$LANG]\"").await.expect("sends");
     terminal.exec(false, "true").await.expect("sends");
-    subsystem.request_subsystem(false, "echo").await.expect("sends");
     assert_eq!(to_the_end(&mut channel).await.2, Some(0));
     let (_, told, status) = to_the_end(&mut terminal).await;
     assert!(status == Some(255) && told.contains("does not allow a terminal"), "{told}");
-    assert_ne!(to_the_end(&mut subsystem).await.2, Some(0));
     let script = world.script.lock();
     assert!(script.sessions.len() == 1 && script.sessions[0].1.environment.is_empty(), "{:?}", script.sessions);
 }

@@ -1,6 +1,6 @@
 //! What a policy allows and what not, as users of the stock OpenSSH client see it.
 
-use podbay_tests::{Answered, Master, Setup, World, finish, wait_until};
+use podbay_tests::{Answered, Master, Setup, Terminal, World, finish, wait_until};
 
 fn under(mode: &str, security: &str) -> World {
     World::with(Setup::Apart, mode, |config| format!("{config}security:\n{security}"))
@@ -24,7 +24,8 @@ fn a_forced_command_runs_whatever_is_asked_for() {
         let lie = "SetEnv=SSH_ORIGINAL_COMMAND=lie";
         finish(&mut world.ssh(&["-T", "-o", lie]), b"").is(3, "forced:none\n", "");
         finish(world.ssh(&["-o", lie]).arg("id"), b"").is(3, "forced:id\n", "");
-        finish(&mut world.ssh(&["-tt"]), b"").is(3, "forced:none\r\n", "");
+        let terminal = finish(&mut world.ssh(&["-tt"]), b"");
+        assert_eq!((terminal.status.code(), &*terminal.stdout), (Some(3), &b"forced:none\r\n"[..]));
         // Also where there is no such subsystem.
         for subsystem in ["sftp", "nosuch"] {
             finish(world.ssh(&["-s"]).arg(subsystem), b"").is(3, &format!("forced:{subsystem}\n"), "");
@@ -63,10 +64,15 @@ fn what_is_disabled_is_refused_and_the_rest_works() {
     refused(&finish(world.ssh(&["-s"]).arg("sftp"), b""), "subsystem");
     let shell = b"echo \"[$X]\"; test -t 0 || echo no terminal; exit 4\n";
     finish(&mut world.ssh(&["-T", "-o", "SetEnv=X=1"]), shell).is(4, "[]\nno terminal\n", "");
-    // OpenSSH says so, and goes on without.
-    let answered = finish(&mut world.ssh(&["-tt", "-o", "SetEnv=X=1"]), shell);
+    // OpenSSH says so, and goes on without where it was not told that it must have one.
+    let answered = finish(&mut world.ssh(&["-tt"]), shell);
     assert!(answered.stderr.contains("PTY allocation request failed on channel 0"), "{answered:?}");
-    assert_eq!((answered.status.code(), &*answered.stdout), (Some(4), &b"[]\nno terminal\n"[..]));
+    assert_eq!(answered.status.code(), Some(255), "{answered:?}");
+    let mut user = Terminal::start(&world.ssh(&[]), 80, 24);
+    user.shows("PTY allocation request failed on channel 0");
+    user.types("test -t 0 || echo no ''terminal; exit 4\n");
+    user.shows("no terminal");
+    assert_eq!(user.ends().code(), Some(4));
     let said = world.part("frontend").said();
     for code in
         ["SECURITY_EXEC_REJECTED", "SECURITY_SUBSYSTEM_REJECTED", "SECURITY_ENV_REJECTED", "SECURITY_TTY_REJECTED"]
