@@ -248,8 +248,8 @@ async fn channels_that_come_before_the_policy_are_held_to_it() {
     assert_eq!(world.script.lock().sessions.len(), 1, "the second was not even asked for");
 }
 
-fn off() -> Option<podbay::v1::Rule> {
-    Some(podbay::v1::Rule { mode: podbay::v1::rule::Mode::Disable.into(), names: Vec::new() })
+fn off() -> podbay::v1::Rule {
+    podbay::v1::Rule { mode: podbay::v1::rule::Mode::Disable.into(), names: Vec::new() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,8 +258,13 @@ async fn what_the_policy_refuses_is_answered_with_failure() {
         let world = World::new().await;
         {
             let mut script = world.script.lock();
-            script.policy =
-                podbay::v1::Policy { env: off(), shell: off(), tty: off(), signal: off(), ..Default::default() };
+            script.policy = podbay::v1::Policy {
+                env: Some(off()),
+                shell: Some(off()),
+                tty: Some(off()),
+                signal: Some(off()),
+                ..Default::default()
+            };
             script.opening = opening;
         }
         let client = world.client().await;
@@ -290,7 +295,7 @@ async fn a_policy_that_comes_late_still_holds() {
     let world = World::new().await;
     {
         let mut script = world.script.lock();
-        script.policy = podbay::v1::Policy { env: off(), tty: off(), ..Default::default() };
+        script.policy = podbay::v1::Policy { env: Some(off()), tty: Some(off()), ..Default::default() };
         // Later than requests are held for.
         script.opening = Opening::Late(Duration::from_secs(3));
     }
