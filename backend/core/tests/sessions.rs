@@ -1302,7 +1302,7 @@ async fn bytes_of_either_direction_keep_a_session() {
     let mut session = world.open(&shell());
     session.started().await;
     let began = Instant::now();
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
     session.send(Frame::Data(v1::Data { stream: Stream::Stdin.into(), offset: 0, data: "x".into() })).await;
     let refusal = lost(session.all_after_start().await.exit);
     assert_eq!((began.elapsed().as_secs(), refusal.reason()), (60 + 90 + 100, Reason::Policy));
