@@ -186,7 +186,7 @@ fn a_policy_is_containersshs_and_mistakes_are_told() {
     assert_eq!((security.shell, security.tty), (None, Some(Rules::Disable)));
     assert_eq!(security.signal.deny, ["KILL"]);
     assert_eq!(security.forwarding.direct, Some(Rules::Filter));
-    assert_eq!(security.max_session_time, std::time::Duration::from_secs(8 * 3600));
+    assert_eq!(security.max_session_time, std::time::Duration::from_hours(8));
     assert_eq!(security.idle_timeout, std::time::Duration::from_mins(15));
     for (wrong, wanted) in [
         ("tty: {mode: Disable}", "security.tty.mode: must be enable, filter or disable"),

@@ -279,7 +279,7 @@ fn a_limit_warns_once_and_counts_from_the_programs_start() {
     assert_eq!((clock.tick(at(56)), clock.due()), (Tick::Nothing, Some(at(80))));
     clock.active(at(79));
     assert!(matches!(clock.tick(at(80)), Tick::Cut(_)));
-    let long = Security { idle_timeout: Duration::from_secs(3600), ..Security::default() };
+    let long = Security { idle_timeout: Duration::from_hours(1), ..Security::default() };
     assert_eq!(Clock::new(&long, start, Duration::ZERO).due(), Some(at(3540)), "a minute before");
     assert_eq!(Clock::new(&Security::default(), start, Duration::ZERO).due(), None);
 }
