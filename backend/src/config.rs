@@ -193,7 +193,7 @@ grpc:
   tls: {certFile: /c}
   callers: [{name: frontend, service: ''}]
   handleKeys: [{id: a, key: tooshort}]
-security: {forceCommand: x, maxSessions: -2}
+security: {forwarding: {forwardingMode: enable}, maxSessions: -2}
 backend: docker
 ";
         let told = read(text).expect_err("mistakes");
@@ -205,7 +205,7 @@ backend: docker
             "grpc.callers[0].name",
             "grpc.callers[0].service",
             "handleKeys[0].key",
-            "security.forceCommand: is not supported",
+            "security.forwarding.forwardingMode: forwarding is not built",
             "security.maxSessions: must be -1",
             "only kubernetes is built",
             "test.yaml:6:",

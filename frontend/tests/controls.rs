@@ -247,3 +247,70 @@ async fn channels_that_come_before_the_policy_are_held_to_it() {
     assert_eq!(ends, [(Some(0), false), (Some(255), true)]);
     assert_eq!(world.script.lock().sessions.len(), 1, "the second was not even asked for");
 }
+
+fn off() -> podbay::v1::Rule {
+    podbay::v1::Rule { mode: podbay::v1::rule::Mode::Disable.into(), names: Vec::new() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_policy_refuses_is_answered_with_failure() {
+    for opening in [Opening::AtOnce, Opening::Late(Duration::from_millis(300))] {
+        let world = World::new().await;
+        {
+            let mut script = world.script.lock();
+            script.policy = podbay::v1::Policy {
+                env: Some(off()),
+                shell: Some(off()),
+                tty: Some(off()),
+                signal: Some(off()),
+                ..Default::default()
+            };
+            script.opening = opening;
+        }
+        let client = world.client().await;
+        let mut channel = client.channel_open_session().await.expect("opens");
+        channel.set_env(true, "LANG", "C").await.expect("sends");
+        assert!(matches!(next(&mut channel).await, ChannelMsg::Failure));
+        channel.request_pty(true, "xterm", 80, 24, 0, 0, &[]).await.expect("sends");
+        assert!(matches!(next(&mut channel).await, ChannelMsg::Failure));
+        channel.request_shell(true).await.expect("sends");
+        assert!(matches!(next(&mut channel).await, ChannelMsg::Failure));
+        // The channel is still good for what is allowed.
+        channel.exec(true, "read line; exit 5").await.expect("sends");
+        assert!(matches!(next(&mut channel).await, ChannelMsg::Success));
+        until("the program runs", || world.script.lock().running == 1).await;
+        channel.signal(Sig::TERM).await.expect("sends");
+        until("it is refused", || world.metric("refused_total", "Request") == 4).await;
+        channel.eof().await.expect("sends");
+        assert_eq!(to_the_end(&mut channel).await.2, Some(5));
+        let script = world.script.lock();
+        assert!(script.signals.is_empty());
+        let (_, open) = &script.sessions[0];
+        assert!(script.sessions.len() == 1 && open.environment.is_empty() && open.pty.is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_comes_late_still_holds() {
+    let world = World::new().await;
+    {
+        let mut script = world.script.lock();
+        script.policy = podbay::v1::Policy { env: Some(off()), tty: Some(off()), ..Default::default() };
+        // Later than requests are held for.
+        script.opening = Opening::Late(Duration::from_secs(3));
+    }
+    let client = world.client().await;
+    let mut channel = client.channel_open_session().await.expect("opens");
+    channel.set_env(true, "LANG", "C").await.expect("sends");
+    assert!(matches!(next(&mut channel).await, ChannelMsg::Success));
+    let mut terminal = client.channel_open_session().await.expect("opens");
+    terminal.request_pty(true, "xterm", 80, 24, 0, 0, &[]).await.expect("sends");
+    assert!(matches!(next(&mut terminal).await, ChannelMsg::Success));
+    channel.exec(false, "echo \"[$LANG]\"").await.expect("sends");
+    terminal.exec(false, "true").await.expect("sends");
+    assert_eq!(to_the_end(&mut channel).await.2, Some(0));
+    let (_, told, status) = to_the_end(&mut terminal).await;
+    assert!(status == Some(255) && told.contains("does not allow a terminal"), "{told}");
+    let script = world.script.lock();
+    assert!(script.sessions.len() == 1 && script.sessions[0].1.environment.is_empty(), "{:?}", script.sessions);
+}

@@ -10,6 +10,7 @@ pub mod identity;
 pub mod lifecycle;
 pub mod link;
 pub mod ownership;
+pub mod policy;
 pub mod session;
 pub mod template;
 pub mod wrapper;

@@ -16,6 +16,7 @@ use podbay_backend_core::{
     identity::{Identity, User},
     lifecycle::Lifecycle,
     ownership::{Closing, Leases},
+    policy::Most,
     session::{Opening, Report, Sessions, Stopping},
     template,
     wrapper::ZERO,
@@ -56,7 +57,7 @@ impl World {
             subsystems: [("sftp".to_owned(), "/sftp".to_owned())].into(),
             environment: [("A".to_owned(), "1".to_owned())].into(),
             agent: None,
-            max_sessions: None,
+            security: podbay_backend_core::policy::Security::default(),
             target: target(&cluster),
         };
         let sessions = Sessions::new(lifecycle.clone(), leases);
@@ -1109,7 +1110,7 @@ async fn a_pod_that_went_by_itself_is_no_operators_work() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_has_no_more_sessions_at_once_than_the_policy_allows() {
     let mut world = World::connection().await;
-    world.contents.max_sessions = NonZeroU32::new(2);
+    world.contents.security.most = NonZeroU32::new(2).map(Most::Sessions);
     world.runs(|mut program| {
         async move {
             program.wrapper().await;
@@ -1143,7 +1144,7 @@ async fn a_connection_has_no_more_sessions_at_once_than_the_policy_allows() {
 #[tokio::test(start_paused = true)]
 async fn in_session_mode_the_pods_of_all_replicas_count() {
     let mut world = World::session_mode().await;
-    world.contents.max_sessions = NonZeroU32::new(1);
+    world.contents.security.most = NonZeroU32::new(1).map(Most::Sessions);
     let cluster = world.cluster.clone();
     world.runs(move |mut program| {
         let cluster = cluster.clone();
@@ -1250,4 +1251,79 @@ async fn in_session_mode_the_reads_before_the_pod_are_repeated() {
     let mut session = world.open(&exec("x"));
     session.started().await;
     assert_eq!((world.cluster.count(Call::CreatePod), world.cluster.count(Call::Stream)), (3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_warned_and_cut_when_its_time_is_over() {
+    let mut world = World::connection().await;
+    world.contents.security.max_session_time = Duration::from_secs(400);
+    world.runs(|mut program| {
+        async move {
+            program.wrapper().await;
+            program.say("busy").await;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    let mut session = world.open(&shell());
+    session.started().await;
+    let began = Instant::now();
+    let mut seen = Vec::new();
+    let refusal = loop {
+        let frame = session.frame().await;
+        match frame {
+            Back::Notice(notice) => seen.push((began.elapsed().as_secs(), notice.message)),
+            Back::Exit(exit) => break lost(exit.end),
+            Back::Data(_) | Back::Eof(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(seen, [(340, "this session ends in 1m: its time is over then".to_owned())]);
+    assert_eq!((began.elapsed().as_secs(), refusal.reason()), (400, Reason::Policy));
+    assert!(!refusal.connection_id.is_empty());
+    let report = session.report().await;
+    assert_eq!((report.kind, report.refusal.map(|refusal| refusal.reason())), ("lost", Some(Reason::Policy)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_of_either_direction_keep_a_session() {
+    let mut world = World::connection().await;
+    world.contents.security.idle_timeout = Duration::from_secs(100);
+    world.runs(|mut program| {
+        async move {
+            program.wrapper().await;
+            let _ = program.stream.input.recv().await;
+            tokio::time::sleep(Duration::from_secs(90)).await;
+            program.say("late").await;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    let mut session = world.open(&shell());
+    session.started().await;
+    let began = Instant::now();
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    session.send(Frame::Data(v1::Data { stream: Stream::Stdin.into(), offset: 0, data: "x".into() })).await;
+    let refusal = lost(session.all_after_start().await.exit);
+    assert_eq!((began.elapsed().as_secs(), refusal.reason()), (60 + 90 + 100, Reason::Policy));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_reads_nothing_does_not_hold_a_cut_up() {
+    let mut world = World::connection().await;
+    world.contents.security.max_session_time = Duration::from_secs(10);
+    world.runs(|mut program| {
+        async move {
+            program.wrapper().await;
+            program.say("unread").await;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    let mut session = world.open(&v1::Open { stdout_credit: 0, ..shell() });
+    session.started().await;
+    let began = Instant::now();
+    let all = session.all_after_start().await;
+    assert_eq!((all.exit, began.elapsed().as_secs()), (None, 15));
+    assert_eq!(session.report().await.kind, "lost");
 }

@@ -124,7 +124,7 @@ fn connection_id(text: &str) -> Result<ConnectionId, Refusal> {
 
 fn to_proto(event: OpenEvent) -> v1::OpenConnectionResponse {
     let event = match event {
-        OpenEvent::Accepted(accepted) => Event::Accepted(accepted),
+        OpenEvent::Accepted(accepted) => Event::Accepted(*accepted),
         OpenEvent::Progress(progress) => Event::Progress(progress),
         OpenEvent::Opened(opened) => Event::Opened(opened),
     };

@@ -79,6 +79,19 @@ pub enum Request {
     Unsupported,
 }
 
+impl Request {
+    /// What it names, where that may stand in a log: commands may be secrets.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Env { name, .. } | Self::Signal(name) | Self::Program(Ok(Program::Subsystem(name))) => Some(name),
+            Self::Program(Ok(Program::Shell | Program::Exec(_)) | Err(NotText))
+            | Self::Pty(_)
+            | Self::Resize(_)
+            | Self::Unsupported => None,
+        }
+    }
+}
+
 /// A command line that is not UTF-8: the contract carries text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotText;

@@ -8,6 +8,9 @@ const MAX_ENTRIES: usize = 128;
 /// The most bytes of names and values together, with a `=` and an end each, as the program will see them.
 const MAX_BYTES: usize = 64 * 1024;
 
+/// What a forced command is told; a client that could set it could lie to the command.
+const RESERVED: &str = "SSH_ORIGINAL_COMMAND";
+
 /// Why a variable was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EnvError {
@@ -17,6 +20,9 @@ pub enum EnvError {
     /// A value can't contain NUL.
     #[error("the value of an environment variable can't contain NUL")]
     Value,
+    /// It tells a forced command what was asked for.
+    #[error("this environment variable is the server's to set")]
+    Reserved,
     /// 128 variables, 64 KiB.
     #[error("more than {MAX_ENTRIES} environment variables, or more than {MAX_BYTES} bytes of them")]
     TooMuch,
@@ -36,6 +42,9 @@ impl Environment {
         let first = chars.next().is_some_and(|c| c == b'_' || c.is_ascii_alphabetic());
         if !first || !chars.all(|c| c == b'_' || c.is_ascii_alphanumeric()) {
             return Err(EnvError::Name);
+        }
+        if name == RESERVED {
+            return Err(EnvError::Reserved);
         }
         if value.bytes().any(|c| c == 0) {
             return Err(EnvError::Value);
@@ -74,6 +83,8 @@ mod tests {
             assert_eq!(env.set(name, ""), Err(EnvError::Name), "{name}");
         }
         assert_eq!(env.set("A", "\0"), Err(EnvError::Value));
+        assert_eq!(env.set("SSH_ORIGINAL_COMMAND", "lies"), Err(EnvError::Reserved));
+        assert!(env.into_entries().keys().eq(["LANG", "_", "a1_B"]));
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub enum Event {
     Room,
     /// The answer to this request.
     Answered(u64, Option<v1::Refusal>),
+    /// A line for the user.
+    Notice(String),
     /// Output of this length was dropped by agreement.
     Gap(u64),
     /// The replica drains: open the session on another one.
@@ -357,6 +359,7 @@ impl ClientSession {
                 self.requests.open.remove(&answer.id);
                 Ok(Event::Answered(answer.id, answer.refusal))
             }
+            In::Notice(notice) => Ok(Event::Notice(notice.message)),
             In::Moving(_) => Ok(Event::Moving),
             In::Exit(exit) => {
                 self.phase = Phase::Ended;

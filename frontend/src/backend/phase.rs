@@ -4,6 +4,7 @@ use super::Replica;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use podbay::v1;
+use podbay_frontend_core::Policy;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
@@ -31,6 +32,8 @@ pub struct Terms {
     pub backend_wait: Duration,
     /// The most sessions at once; 0 = no limit but our own.
     pub max_sessions: usize,
+    /// Which requests the backend lets pass.
+    pub policy: Policy,
 }
 
 impl Default for Terms {
@@ -45,6 +48,7 @@ impl Default for Terms {
             subsystems: Vec::new(),
             backend_wait: DEFAULT,
             max_sessions: 0,
+            policy: Policy::default(),
         }
     }
 }
@@ -53,7 +57,7 @@ impl From<v1::Accepted> for Terms {
     fn from(accepted: v1::Accepted) -> Self {
         let session_mode = accepted.mode() == v1::ExecutionMode::Session;
         let timeouts = accepted.timeouts.unwrap_or_default();
-        let policy = accepted.policy.unwrap_or_default();
+        let told = accepted.policy.unwrap_or_default();
         let or_default = |duration: Option<prost_types::Duration>| {
             duration.and_then(|d| Duration::try_from(d).ok()).filter(|d| !d.is_zero()).unwrap_or(DEFAULT)
         };
@@ -65,8 +69,9 @@ impl From<v1::Accepted> for Terms {
             window: or_default(timeouts.window),
             session_mode,
             backend_wait: or_default(accepted.backend_wait),
-            subsystems: policy.subsystems,
-            max_sessions: policy.max_sessions as usize,
+            policy: Policy::from(&told),
+            subsystems: told.subsystems,
+            max_sessions: told.max_sessions as usize,
         }
     }
 }

@@ -106,7 +106,13 @@ impl Link {
                     let _ = waiting.send(refusal.clone());
                 }
             }
-            Event::Nothing | Event::Progress(_) | Event::Data(_) | Event::Gap(_) | Event::Moving | Event::Exit(_) => {}
+            Event::Nothing
+            | Event::Progress(_)
+            | Event::Data(_)
+            | Event::Notice(_)
+            | Event::Gap(_)
+            | Event::Moving
+            | Event::Exit(_) => {}
         }
         Ok(event)
     }

@@ -80,7 +80,7 @@ impl Session {
             let ending = match starting.run().await {
                 Ok(running) => running.run(&input, controls).await,
                 Err(NotStarted::Ended(ending)) => (ending, None),
-                Err(NotStarted::NoSubsystem(refusal)) => return Err(refusal),
+                Err(NotStarted::Refused(refusal)) => return Err(refusal),
             };
             Ok(ending)
         };

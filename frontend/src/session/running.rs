@@ -46,6 +46,8 @@ pub(super) struct Program<'a> {
     pub start: &'a Start,
     pub link: Arc<Link>,
     pub output: &'a Output,
+    /// When it started.
+    pub since: Instant,
     /// One of the sessions that the connection may have.
     pub _admitted: Admitted,
 }
@@ -163,6 +165,7 @@ impl<'a> Running<'a> {
             match event {
                 Ok(Event::Data(data)) => self.program.output.data(&self.program.link, data),
                 Ok(Event::Exit(exit)) => return Over::Ended(ending(self.program.conn, exit)),
+                Ok(Event::Notice(text)) => self.program.output.note(&text),
                 Ok(Event::Gap(bytes)) => self.program.output.note(&format!("{bytes} bytes of output were dropped")),
                 // Without the agent's replay there is nowhere to go: the session runs on for as long as the replica lets it.
                 Ok(Event::Moving) if self.program.link.is_durable() => return Over::Moving,
@@ -245,7 +248,7 @@ impl<'a> Running<'a> {
 impl Program<'_> {
     /// One RunSession, up to Started.
     async fn reach(&self, choice: Choice) -> Result<Stream, NotResumed> {
-        let (requests, frames) = self.link.stream(open::frame(&self.opened, self.id, self.start));
+        let (requests, frames) = self.link.stream(open::frame(&self.opened, self.id, self.start, self.since.elapsed()));
         let called = self.conn.server.backend.run_session(choice, frames).await;
         let (replica, mut frames) = called.map_err(NotResumed::Failed)?;
         let until = Instant::now() + self.opened.terms.command_start;

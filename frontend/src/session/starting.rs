@@ -14,7 +14,7 @@ use crate::{
 };
 use futures::StreamExt as _;
 use podbay::{SessionId, v1};
-use podbay_frontend_core::{Ending, Event, Start};
+use podbay_frontend_core::{Denied, Ending, Event, Start};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info};
@@ -30,8 +30,8 @@ pub(super) enum NotStarted {
     /// The request is answered with success, and this is how the session ends: told on stderr, with a status. sshd does
     /// the same for a command that can't be executed, and a failure would hide the reason from OpenSSH's users.
     Ended(Ending),
-    /// The request is answered with failure.
-    NoSubsystem(String),
+    /// The request is answered with failure: there is no such subsystem, or the policy refuses it.
+    Refused(String),
 }
 
 /// How an attempt to start went.
@@ -54,9 +54,9 @@ pub(super) struct Starting<'a> {
 impl<'a> Starting<'a> {
     /// From the request to Started.
     pub async fn run(&mut self) -> Result<Running<'a>, NotStarted> {
-        let opened = self.opened().await.map_err(|text| NotStarted::Ended(Ending::Lost(text)))?;
+        let opened = self.opened().await?;
         if let Some(name) = open::unknown_subsystem(&self.start.program, &opened.terms) {
-            return Err(NotStarted::NoSubsystem(format!("there is no subsystem {name} here")));
+            return Err(NotStarted::Refused(format!("there is no subsystem {name} here")));
         }
         let terms = Arc::clone(&opened.terms);
         let Some(admitted) = self.conn.admit(terms.max_sessions) else {
@@ -82,13 +82,15 @@ impl<'a> Starting<'a> {
                     self.answer.success().await;
                     let (conn, output, start) = (self.conn, self.output, self.start);
                     return Ok(Running::new(
-                        Program { conn, opened, id, start, link, output, _admitted: admitted },
+                        Program { conn, opened, id, start, link, output, since: Instant::now(), _admitted: admitted },
                         stream,
                     ));
                 }
                 Attempt::Failed(failure) => failure,
-                Attempt::Refused(refusal) if refusal.reason() == v1::Reason::SubsystemUnknown => {
-                    return Err(NotStarted::NoSubsystem(refusal.message));
+                Attempt::Refused(refusal)
+                    if matches!(refusal.reason(), v1::Reason::SubsystemUnknown | v1::Reason::Policy) =>
+                {
+                    return Err(NotStarted::Refused(refusal.message));
                 }
                 Attempt::Refused(refusal) => {
                     let first = begun.filter(|_| refusal.reason() == v1::Reason::Unimplemented);
@@ -122,13 +124,26 @@ impl<'a> Starting<'a> {
     }
 
     /// Waits for the connection, and shows what it waits for.
-    async fn opened(&mut self) -> Result<Arc<Opened>, String> {
+    async fn opened(&mut self) -> Result<Arc<Opened>, NotStarted> {
+        let lost = |text: String| NotStarted::Ended(Ending::Lost(text));
         let mut phase = self.conn.phase.subscribe();
         let mut shown = None;
         loop {
-            let news = match &*phase.borrow_and_update() {
+            let denied = phase.borrow_and_update().terms().and_then(|terms| terms.policy.refuses_start(self.start));
+            if let Some(denied) = denied {
+                let code = denied.code();
+                info!(connection = %self.conn.id, code, "refused by policy");
+                return Err(match denied {
+                    // Its request was answered with success already.
+                    Denied::Tty => self.lost(&denied.to_string()),
+                    Denied::Env | Denied::Exec | Denied::Shell | Denied::Subsystem | Denied::Signal => {
+                        NotStarted::Refused(denied.to_string())
+                    }
+                });
+            }
+            let news = match &*phase.borrow() {
                 Phase::Open(opened) => return Ok(Arc::clone(opened)),
-                Phase::Failed(text) => return Err(text.to_string()),
+                Phase::Failed(text) => return Err(lost(text.to_string())),
                 Phase::Asking => "waiting for the backend".to_owned(),
                 Phase::Starting { progress, .. } => {
                     progress.clone().unwrap_or_else(|| "waiting for the pod to start".to_owned())
@@ -136,7 +151,7 @@ impl<'a> Starting<'a> {
             };
             let showing = self.show_at(&news, shown.as_ref());
             tokio::select! {
-                changed = phase.changed() => changed.map_err(|_| "the server is shutting down".to_owned())?,
+                changed = phase.changed() => changed.map_err(|_| lost("the server is shutting down".to_owned()))?,
                 () = sleep_until(showing.unwrap_or_else(Instant::now)), if showing.is_some() => {
                     self.output.note(&news);
                     shown = Some(news);
@@ -154,7 +169,7 @@ impl<'a> Starting<'a> {
 
     /// One RunSession, up to Started.
     async fn attempt(&mut self, opened: &Opened, choice: Choice, id: SessionId, link: &Link) -> Attempt {
-        let (requests, frames) = link.stream(open::frame(opened, id, self.start));
+        let (requests, frames) = link.stream(open::frame(opened, id, self.start, Duration::ZERO));
         let call = self.conn.server.backend.run_session(choice, frames);
         let mut call = std::pin::pin!(call);
         let (replica, mut frames) = loop {

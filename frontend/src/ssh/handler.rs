@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     auth::{Permits, Verdict, certificate_metadata},
+    backend::Phase,
     metrics::{Direction, Method, Turned},
     session::Session as Program,
 };
@@ -45,6 +46,13 @@ const WRONG_PASSWORD: Duration = Duration::from_millis(500);
 /// More keys are not looked at, however good they are: an accepted offer is no failure, and may cost a question to a webhook.
 const MAX_OFFERS: usize = 64;
 
+/// How long a connection's first requests may wait until the backend has told its policy. Later ones are held to it when their
+/// program starts.
+const POLICY: Duration = Duration::from_secs(2);
+
+/// Refusals by policy that a connection may have in the log; a client can ask without end.
+const MAX_TOLD: usize = 100;
+
 /// Signals that wait for a program.
 const SIGNALS: usize = 32;
 
@@ -70,6 +78,10 @@ pub struct Callbacks {
     pub(super) watch: Watch,
     channels: HashMap<ChannelId, Entry>,
     opened: usize,
+    /// The policy was waited for.
+    waited: bool,
+    /// Refusals by policy that were logged.
+    told: usize,
     input_bytes: Counter,
 }
 
@@ -132,6 +144,8 @@ impl Callbacks {
             watch,
             channels: HashMap::new(),
             opened: 0,
+            waited: false,
+            told: 0,
             input_bytes,
         }
     }
@@ -157,9 +171,37 @@ impl Callbacks {
         }
     }
 
+    /// Waits until the policy is known, once. Clients send what they have right behind the login, before the backend has
+    /// answered, and what was answered with success can't be taken back. Nothing runs yet that this could hold up.
+    async fn policy_known(&mut self) {
+        if std::mem::replace(&mut self.waited, true) {
+            return;
+        }
+        let mut phase = self.conn.phase.subscribe();
+        tokio::select! {
+            _ = phase.wait_for(|phase| !matches!(phase, Phase::Asking)) => {}
+            () = tokio::time::sleep(POLICY) => {}
+            () = self.conn.gone.cancelled() => {}
+        }
+    }
+
+    /// The log gets ContainerSSH's code; names only of what is no secret.
+    fn denied(&mut self, code: &'static str, name: Option<&str>) {
+        self.told += 1;
+        if self.told <= MAX_TOLD {
+            info!(connection = %self.conn.id, user = self.user, code, name, "refused by policy");
+        }
+    }
+
     /// Takes a channel request and answers it, or has it answered.
     fn request(&mut self, id: ChannelId, request: Request, session: &mut Session) -> Result<(), Error> {
         self.conn.soft_stop().other_input(Instant::now());
+        let denied = self.conn.phase.borrow().terms().and_then(|terms| terms.policy.refuses(&request));
+        if let Some(denied) = denied {
+            self.denied(denied.code(), request.name());
+            self.turned(Turned::Request);
+            return session.channel_failure(id);
+        }
         let Some(entry) = self.channels.get_mut(&id) else { return session.channel_failure(id) };
         match entry.state.request(request) {
             Step::Accept => session.channel_success(id),
@@ -206,7 +248,8 @@ impl Callbacks {
         Ok(())
     }
 
-    async fn reject(&self, reply: ChannelOpenHandle, why: &str) -> Result<(), Error> {
+    async fn reject(&mut self, reply: ChannelOpenHandle, why: &str) -> Result<(), Error> {
+        self.denied("SECURITY_FORWARDING_REJECTED", None);
         self.turned(Turned::ChannelType);
         reply.reject(ChannelOpenFailure::Other { code: PROHIBITED, reason: why.to_owned() }).await;
         Ok(())
@@ -440,6 +483,7 @@ impl Handler for Callbacks {
             size: WindowSize::new(columns, rows, width, height),
             modes: modes.collect(),
         };
+        self.policy_known().await;
         self.request(id, Request::Pty(pty), session)
     }
 
@@ -452,6 +496,7 @@ impl Handler for Callbacks {
         _: u32,
         session: &mut Session,
     ) -> Result<(), Error> {
+        self.denied("SECURITY_X11_FORWARDING_REJECTED", None);
         self.request(id, Request::Unsupported, session)
     }
 
@@ -462,6 +507,7 @@ impl Handler for Callbacks {
         value: &str,
         session: &mut Session,
     ) -> Result<(), Error> {
+        self.policy_known().await;
         self.request(id, Request::Env { name: name.to_owned(), value: value.to_owned() }, session)
     }
 
@@ -501,6 +547,7 @@ impl Handler for Callbacks {
     }
 
     async fn tcpip_forward(&mut self, _: &str, _: &mut u32, _: &mut Session) -> Result<bool, Error> {
+        self.denied("SECURITY_REVERSE_FORWARDING_REJECTED", None);
         self.turned(Turned::Request);
         Ok(false)
     }
@@ -510,6 +557,7 @@ impl Handler for Callbacks {
     }
 
     async fn streamlocal_forward(&mut self, _: &str, _: &mut Session) -> Result<bool, Error> {
+        self.denied("SECURITY_REVERSE_FORWARDING_REJECTED", None);
         self.turned(Turned::Request);
         Ok(false)
     }

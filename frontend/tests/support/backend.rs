@@ -44,6 +44,8 @@ pub struct Script {
     pub timeouts: Duration,
     pub subsystems: Vec<String>,
     pub max_sessions: u32,
+    /// The rest of the policy.
+    pub policy: v1::Policy,
     /// What Accepted tells.
     pub first_heartbeat: Option<Duration>,
     /// What heartbeats' answers tell.
@@ -71,6 +73,7 @@ impl Default for Script {
             timeouts: Duration::from_mins(1),
             subsystems: vec!["echo".to_owned()],
             max_sessions: 0,
+            policy: v1::Policy::default(),
             first_heartbeat: None,
             heartbeat: Some(Duration::from_millis(200)),
             owner_expired: false,
@@ -198,7 +201,7 @@ impl ConnectionService for Service {
                 window: timeout,
             };
             let (subsystems, max_sessions) = (script.subsystems.clone(), script.max_sessions);
-            let policy = v1::Policy { subsystems, max_sessions };
+            let policy = v1::Policy { subsystems, max_sessions, ..script.policy.clone() };
             let mode = v1::ExecutionMode::Connection.into();
             (
                 script.opening.clone(),

@@ -12,12 +12,12 @@ mod pod;
 mod security;
 mod timeouts;
 
+pub use crate::policy::Security;
 pub use connection::{Connection, Explicit, Pem};
 pub use namespaces::{EVERYWHERE, Namespaces};
 pub use overlay::Base;
 pub use ownership::Ownership;
 pub use pod::{IDLE, Mode, PodConfig};
-pub use security::Security;
 pub use timeouts::Timeouts;
 pub(crate) use timeouts::duration_proto;
 

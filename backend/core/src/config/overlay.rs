@@ -55,8 +55,8 @@ impl Settings {
             Some(_) => return Err("config.backend: only kubernetes is built".to_owned()),
         }
         let security = match config.remove("security") {
-            None => self.security,
-            Some(security) => overlaid_security(self.security, &security)?,
+            None => self.security.clone(),
+            Some(security) => overlaid_security(self.security.clone(), &security)?,
         };
         let kubernetes = config.remove("kubernetes");
         if let Some(key) = config.keys().next() {
@@ -79,9 +79,12 @@ impl Settings {
     }
 }
 
-/// `security` of an answer over the file's. Until all of it can be merged it is refused.
-fn overlaid_security(_file: Security, _answer: &Value) -> Result<Security, String> {
-    Err("config.security: is not supported yet in the config webhook's answer: leave it out".to_owned())
+/// `security` of an answer over the file's.
+fn overlaid_security(file: Security, answer: &Value) -> Result<Security, String> {
+    let document = Document::from_value("config", &Value::Object(Map::from_iter([("security".to_owned(), answer.clone())])));
+    let over = Security::read(&mut document.root().section("security"));
+    let over = document.finish_with(Some(over)).map_err(|mistakes| mistakes.to_string())?;
+    Ok(file.merged(over))
 }
 
 fn read(kubernetes: &mut Section) -> Option<(PodConfig, Timeouts)> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::policy::{Mode as Rules, Rule};
 use podbay_runtime::config::Document;
 use std::time::Duration;
 
@@ -158,7 +159,7 @@ fn a_host_without_scheme_never_gets_credentials_in_clear() {
 fn max_sessions_is_containersshs() {
     let max = |value: &str| {
         let text = format!("kubernetes: {{pod: {{disableAgent: true}}}}\nsecurity: {{maxSessions: {value}}}");
-        read(&text).map(|settings| settings.security.max_sessions.map(std::num::NonZeroU32::get))
+        read(&text).map(|settings| settings.security.max_sessions().map(std::num::NonZeroU32::get))
     };
     for (value, wanted) in [("-1", None), ("0", None), ("1", Some(1)), ("4294967295", Some(u32::MAX))] {
         assert_eq!(max(value), Ok(wanted), "{value}");
@@ -167,13 +168,37 @@ fn max_sessions_is_containersshs() {
         let told = max(wrong).expect_err(wrong);
         assert!(told.len() == 1 && told[0].starts_with("f.yaml:2:"), "{told:?}");
     }
-    let told = read(
-        "kubernetes: {pod: {disableAgent: true}}\nsecurity: {forceCommand: x, tty: {mode: disable}, maxSesions: 1}",
-    );
-    let told = told.expect_err("not built").join("\n");
-    for wanted in
-        ["security.forceCommand: is not supported", "security.tty: is not supported", "did you mean maxSessions"]
-    {
+}
+
+#[test]
+fn a_policy_is_containersshs_and_mistakes_are_told() {
+    let with = |security: &str| read(&format!("kubernetes: {{pod: {{disableAgent: true}}}}\nsecurity: {{{security}}}"));
+    let whole = "defaultMode: filter, forceCommand: 'x ', env: {mode: enable, allow: [A], deny: [B]}, \
+                 command: {mode: filter, allow: ['ls ']}, shell: {mode: ''}, subsystem: {allow: [sftp]}, tty: {mode: disable}, \
+                 signal: {mode: enable, deny: [KILL]}, forwarding: {forwardingMode: filter, x11ForwardingMode: disable}, \
+                 maxSessionTime: 8h, idleTimeout: 900s";
+    let security = with(whole).expect("valid").security;
+    let list = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(security.default_mode, Some(Rules::Filter));
+    assert_eq!(security.force_command, "x ");
+    assert_eq!(security.env, Rule { mode: Some(Rules::Enable), allow: list(&["A"]), deny: list(&["B"]) });
+    assert_eq!(security.command, Rule { mode: Some(Rules::Filter), allow: list(&["ls "]), deny: Vec::new() });
+    assert_eq!((security.shell, security.tty), (None, Some(Rules::Disable)));
+    assert_eq!(security.signal.deny, ["KILL"]);
+    assert_eq!(security.forwarding.direct, Some(Rules::Filter));
+    assert_eq!(security.max_session_time, std::time::Duration::from_hours(8));
+    assert_eq!(security.idle_timeout, std::time::Duration::from_mins(15));
+    for (wrong, wanted) in [
+        ("tty: {mode: Disable}", "security.tty.mode: must be enable, filter or disable"),
+        ("command: {deny: [rm]}", "security.command.deny: is not supported"),
+        ("forwarding: {socketListenMode: enable}", "security.forwarding.socketListenMode: forwarding is not built"),
+        ("forwarding: {socketListenMode: enabled}", "security.forwarding.socketListenMode: must be"),
+        ("forceCommand: ' '", "security.forceCommand: is blank"),
+        ("signal: {allow: [SIGTERM]}", "without SIG"),
+        ("idleTimeout: 300", "security.idleTimeout: must be 0 (no limit) or at least 1s"),
+        ("maxSesions: 1", "did you mean maxSessions"),
+    ] {
+        let told = with(wrong).expect_err(wrong).join("\n");
         assert!(told.contains(wanted), "{told}");
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     lifecycle::{Kind, Lifecycle, StartRequest},
     link::{Links, Place},
     ownership::{Closing, Leases, Sweep},
+    policy::ORIGINAL_COMMAND,
     template,
 };
 use bytes::Bytes;
@@ -44,7 +45,7 @@ const LOOK_FOR_MARKS: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq)]
 pub enum OpenEvent {
     /// First.
-    Accepted(v1::Accepted),
+    Accepted(Box<v1::Accepted>),
     /// Dropped while the channel is full: news, not data.
     Progress(v1::Progress),
     /// Last.
@@ -134,20 +135,21 @@ impl Connections {
         let OpenRequest { who, facts, .. } = request;
         let environment: BTreeMap<_, _> =
             facts.environment.into_iter().map(|(name, entry)| (name, entry.value)).collect();
+        if environment.contains_key(ORIGINAL_COMMAND) {
+            let text = format!("environment: {ORIGINAL_COMMAND} is the backend's own");
+            return Err(Refusal::new(Reason::Policy, text));
+        }
         let (config, timeouts) = (&settings.pod, settings.timeouts);
         files::possible(&facts.files, config)?;
         let given_up = || Refusal::new(Reason::Terminated, "the caller gave the connection up");
         let accepted = v1::Accepted {
             timeouts: Some(timeouts.to_proto()),
-            policy: Some(v1::Policy {
-                subsystems: config.subsystems.keys().cloned().collect(),
-                max_sessions: settings.security.max_sessions_proto(),
-            }),
+            policy: Some(settings.security.to_proto(config.subsystems.keys())),
             mode: v1::ExecutionMode::from(config.mode).into(),
             backend_wait: Some(duration_proto(self.leases.ownership().backend_wait)),
             heartbeat_interval: Some(duration_proto(self.leases.ownership().heartbeat())),
         };
-        events.send(OpenEvent::Accepted(accepted)).await.map_err(|_| given_up())?;
+        events.send(OpenEvent::Accepted(Box::new(accepted))).await.map_err(|_| given_up())?;
         let deadline = Instant::now() + timeouts.pod_start;
         let renewed = self.leases.renew(who.owner, &who.caller, deadline);
 

@@ -12,6 +12,7 @@ use crate::{
     cluster::PodRef,
     config::{Mode, Settings, Timeouts},
     identity::{Identity, User},
+    policy::Security,
 };
 use flate2::{Compression, read::DeflateDecoder, write::DeflateEncoder};
 use k8s_openapi::api::core::v1::Pod;
@@ -23,7 +24,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::{
     collections::BTreeMap,
     io::{Read as _, Write as _},
-    num::NonZeroU32,
 };
 
 /// More than this is never unpacked.
@@ -53,9 +53,9 @@ pub struct Contents {
     /// The path of the guest agent in the console container; `None` = it is off.
     #[serde(default)]
     pub agent: Option<String>,
-    /// The most sessions at once; absent = no limit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_sessions: Option<NonZeroU32>,
+    /// The policy. Absent in handles from before there was one, when all of it was refused at start.
+    #[serde(default)]
+    pub security: Security,
     /// Where programs run.
     pub target: Target,
 }
@@ -98,7 +98,7 @@ impl Contents {
             subsystems: config.subsystems.clone(),
             environment,
             agent: config.agent.clone(),
-            max_sessions: settings.security.max_sessions,
+            security: settings.security.clone(),
             target,
         }
     }

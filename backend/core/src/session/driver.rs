@@ -14,6 +14,7 @@ use super::{
 use crate::{
     cluster::{Output, StreamEnd, Streams},
     handle::Contents,
+    policy::{Clock, Tick},
     wrapper::true_end,
 };
 use bytes::Bytes;
@@ -49,6 +50,9 @@ type Delivery = (u64, BoxFuture<'static, Result<(), Refusal>>);
 /// How long a program's end waits for the answer to the signal that may have ended it.
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 
+/// How long a client may take for the rest of the output of a program whose time is over.
+pub(super) const LAST_OUTPUT: Duration = Duration::from_secs(5);
+
 /// Why the stream ends without Exit.
 pub(super) enum Stop {
     /// The client is gone.
@@ -60,6 +64,14 @@ impl From<Refusal> for Stop {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
     }
+}
+
+/// How a program's streams came to their end.
+enum Pumped {
+    /// By themselves.
+    Ended(StreamEnd),
+    /// A limit of time is over.
+    Cut(Refusal),
 }
 
 struct Driver<S> {
@@ -93,7 +105,7 @@ impl Sessions {
         S: Stream<Item = Result<v1::RunSessionRequest, E>> + Unpin,
     {
         let (news, progress) = mpsc::channel(4);
-        let mut machine = Machine::new(opening.tty, opening.credits());
+        let mut machine = Machine::new(opening.tty, opening.credits()).under(&contents.security);
         if contents.agent.is_none() {
             machine.without_signals();
         }
@@ -186,7 +198,17 @@ impl Sessions {
         if let Some(size) = opening.size {
             streams.size.send_replace(Some(size));
         }
-        let end = driver.pump(&mut streams, &mut proof).await?;
+        let mut clock = Clock::new(&contents.security, Instant::now(), opening.ran);
+        let end = match driver.pump(&mut streams, &mut proof, &mut clock).await? {
+            Pumped::Ended(end) => end,
+            Pumped::Cut(refusal) => {
+                drop((streams, own_pod, place));
+                if let Some(signaller) = driver.signaller.take() {
+                    self.lifecycle.tracker().spawn(signaller.kill(contents.timeouts.signal));
+                }
+                return driver.cut(&mut proof, refusal.about(contents.connection)).await;
+            }
+        };
         driver.release(&mut proof, None);
         // An attach's Status speaks of the streaming only, and the pod keeps the program's own.
         let end = if wrapped && !attached { true_end(end) } else { end };
@@ -316,9 +338,16 @@ where
         self.machine.stderr(stderr);
     }
 
-    /// Carries bytes both ways until the program's stream ends.
-    async fn pump(&mut self, streams: &mut Streams, proof: &mut Proof) -> Result<StreamEnd, Stop> {
+    /// Carries bytes both ways until the program's stream ends, or its time is over.
+    async fn pump(&mut self, streams: &mut Streams, proof: &mut Proof, clock: &mut Clock) -> Result<Pumped, Stop> {
+        let mut passed = self.machine.bytes();
         loop {
+            let bytes = self.machine.bytes();
+            if bytes != passed {
+                passed = bytes;
+                clock.active(Instant::now());
+            }
+            let tick_at = clock.due();
             if let Some(size) = self.machine.take_resize() {
                 streams.size.send_replace(Some(size));
             }
@@ -329,9 +358,18 @@ where
                 output = streams.output.recv(), if takes_output => match output {
                     Some(Output::Stdout(bytes)) => self.stdout(proof, bytes),
                     Some(Output::Stderr(bytes)) => self.stderr(proof, bytes),
-                    Some(Output::End(end)) => return Ok(end),
-                    None => return Ok(StreamEnd::Lost("the stream ended without a word".to_owned())),
+                    Some(Output::End(end)) => return Ok(Pumped::Ended(end)),
+                    None => {
+                        return Ok(Pumped::Ended(StreamEnd::Lost("the stream ended without a word".to_owned())));
+                    }
                 },
+                () = sleep_until(tick_at.unwrap_or_else(Instant::now)), if tick_at.is_some() => {
+                    match clock.tick(Instant::now()) {
+                        Tick::Nothing => {}
+                        Tick::Warn(text) => self.machine.notice(text),
+                        Tick::Cut(refusal) => return Ok(Pumped::Cut(refusal)),
+                    }
+                }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     self.release(proof, Some(Instant::now()));
                 }
@@ -344,6 +382,20 @@ where
                 },
             }
         }
+    }
+
+    /// The program is not followed any more. What it wrote so far goes out for as long as the client takes it, up to a bound.
+    async fn cut(&mut self, proof: &mut Proof, refusal: Refusal) -> Result<v1::Exit, Stop> {
+        self.release(proof, None);
+        self.machine.discard_input();
+        let exit = v1::Exit { end: Some(End::Lost(refusal)) };
+        self.machine.finish(exit.clone());
+        if let Ok(flushed) = timeout(LAST_OUTPUT, self.flush()).await {
+            flushed?;
+        } else {
+            tracing::debug!("a client takes no output while its session is cut");
+        }
+        Ok(exit)
     }
 
     /// Until Exit was sent.

@@ -6,7 +6,7 @@
 
 use super::{
     Opening, Sessions,
-    driver::{Report, ToClient},
+    driver::{LAST_OUTPUT, Report, ToClient},
     ending::{self, of_gone, of_lost_program},
     machine::size_of,
     places::Place,
@@ -19,6 +19,7 @@ use crate::{
     handle::Contents,
     link::{Commands, Found, LinkEnded, LinkProgram, News},
     ownership::Leases,
+    policy::{Ask, Clock, Security, Tick},
 };
 use bytes::Bytes;
 use futures::{Stream as FrameStream, StreamExt as _};
@@ -38,7 +39,7 @@ use podbay_agent_wire::{
     proto,
 };
 use std::{collections::VecDeque, sync::Arc, time::Duration};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 /// The largest Data frame that the contract allows.
@@ -90,6 +91,10 @@ pub(super) struct Durable {
     signal_bound: Duration,
     window_bound: Duration,
     resizes: VecDeque<u64>,
+    policy: Security,
+    clock: Clock,
+    /// Its time is over: until then the client may take the rest.
+    cut: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -186,6 +191,9 @@ impl Sessions {
                     signal_bound: contents.timeouts.signal,
                     window_bound: contents.timeouts.window,
                     resizes: VecDeque::new(),
+                    policy: contents.security.clone(),
+                    clock: Clock::new(&contents.security, Instant::now(), opening.ran),
+                    cut: None,
                 };
                 durable.control.push_back(Out::Started(v1::Started {
                     durable: true,
@@ -302,7 +310,14 @@ impl Durable {
     {
         let mut client_open = true;
         let mut told_to_move = false;
+        let mut passed = self.passed();
         loop {
+            let at = self.passed();
+            if at != passed {
+                passed = at;
+                self.clock.active(Instant::now());
+            }
+            let tick_at = self.cut.or_else(|| self.clock.due().filter(|_| self.exit.is_none()));
             if self.exit.is_some() && self.control.is_empty() && self.data.is_empty() {
                 return Ok(());
             }
@@ -335,6 +350,13 @@ impl Durable {
                         permit.send(Ok(v1::RunSessionResponse { frame: Some(frame) }));
                     }
                 }
+                () = sleep_until(tick_at.unwrap_or_else(Instant::now)), if tick_at.is_some() => {
+                    if self.cut.is_some() {
+                        tracing::debug!("a client takes no output while its session is cut");
+                        return Ok(());
+                    }
+                    self.tick(contents).await?;
+                }
                 () = client.to.closed() => return Err(Stop::Gone),
                 () = client.moving.cancelled(), if !told_to_move => {
                     told_to_move = true;
@@ -346,6 +368,28 @@ impl Durable {
                 }
             }
         }
+    }
+
+    /// Where the streams stand.
+    const fn passed(&self) -> [u64; 3] {
+        [self.stdin.at, self.stdout.at, self.stderr.at]
+    }
+
+    async fn tick(&mut self, contents: &Contents) -> Result<(), Stop> {
+        match self.clock.tick(Instant::now()) {
+            Tick::Nothing => {}
+            Tick::Warn(message) => self.control.push_back(Out::Notice(v1::Notice { message })),
+            Tick::Cut(refusal) => {
+                // The agent ends it, as one that its client gave up.
+                self.commands.release().await?;
+                self.place = None;
+                let exit = v1::Exit { end: Some(End::Lost(refusal.about(contents.connection))) };
+                self.data.push_back(Out::Exit(exit.clone()));
+                self.exit = Some(exit);
+                self.cut = Some(Instant::now() + LAST_OUTPUT);
+            }
+        }
+        Ok(())
     }
 
     async fn finish(&mut self, mut exit: v1::Exit, contents: &Contents) {
@@ -396,6 +440,11 @@ impl Durable {
                 self.new_id(signal.id)?;
                 if signal.name.len() > 32 {
                     return Err(violation("a signal's name has at most 32 bytes").into());
+                }
+                if let Err(denied) = self.policy.admits(Ask::Signal(&signal.name)) {
+                    tracing::info!(code = denied.code(), name = signal.name, "refused by policy");
+                    self.answer(signal.id, Some(denied.refusal()));
+                    return Ok(());
                 }
                 let deadline = Instant::now() + bounded(signal.deadline, self.signal_bound);
                 self.commands.signal(signal.id, signal.name, deadline).await?;

@@ -4,7 +4,10 @@
 //! next. Answers go before data, so that a client that grants no credit still gets them.
 
 use super::violation;
-use crate::cluster::Input;
+use crate::{
+    cluster::Input,
+    policy::{Ask, Security},
+};
 use bytes::Bytes;
 use podbay::{
     FRAME, MAX_CREDIT,
@@ -44,6 +47,8 @@ pub struct Machine {
     signals: VecDeque<v1::Signal>,
     /// Whether something can deliver them; known when the program runs.
     delivers: Option<bool>,
+    /// Which may be asked for.
+    policy: Security,
     /// Bytes given to the program.
     given: u64,
     /// The last of them.
@@ -134,9 +139,16 @@ impl Machine {
             resize: None,
             signals: VecDeque::new(),
             delivers: None,
+            policy: Security::default(),
             given: 0,
             last_given: None,
         }
+    }
+
+    /// Signals are asked for under this policy.
+    #[must_use]
+    pub fn under(self, policy: &Security) -> Self {
+        Self { policy: policy.clone(), ..self }
     }
 
     /// Whether the client may be read: always, but for one that asks and asks and never reads an answer.
@@ -171,7 +183,13 @@ impl Machine {
                 if signal.name.len() > 32 {
                     return Err(violation("a signal's name has at most 32 bytes"));
                 }
-                self.signal(signal);
+                match self.policy.admits(Ask::Signal(&signal.name)) {
+                    Ok(()) => self.signal(signal),
+                    Err(denied) => {
+                        tracing::info!(code = denied.code(), name = signal.name, "refused by policy");
+                        self.answer(signal.id, Some(denied.refusal()));
+                    }
+                }
                 Ok(())
             }
             FromClient::Resize(resize) => self.resize(&resize),
@@ -311,6 +329,13 @@ impl Machine {
     pub fn progress(&mut self, progress: v1::Progress) {
         if self.control.len() < MAX_CONTROL / 4 {
             self.control.push_back(Frame::Progress(progress));
+        }
+    }
+
+    /// A line for the user; dropped where many answers wait.
+    pub fn notice(&mut self, message: String) {
+        if self.control.len() < MAX_CONTROL {
+            self.control.push_back(Frame::Notice(v1::Notice { message }));
         }
     }
 

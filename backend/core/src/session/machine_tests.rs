@@ -251,3 +251,19 @@ proptest! {
         prop_assert_eq!(machine.bytes()[0], stdin_sent);
     }
 }
+
+#[test]
+fn a_signal_that_the_policy_forbids_is_answered_so() {
+    use crate::policy::{Rule, Security};
+    let signal = Rule { deny: vec!["KILL".into()], ..Rule::default() };
+    let policy = Security { signal, ..Security::default() };
+    let mut machine = Machine::new(false, Credits { stdout: 0, stderr: 0 }).under(&policy);
+    let ask = |id, name: &str| from(FromClient::Signal(Signal { id, name: name.into(), deadline: None }));
+    machine.receive(ask(1, "KILL")).expect("no violation");
+    let Some(Frame::Answer(answer)) = machine.next() else { panic!("no answer") };
+    assert_eq!((answer.id, answer.refusal.map(|refusal| refusal.reason())), (1, Some(Reason::Policy)));
+    machine.receive(ask(2, "TERM")).expect("no violation");
+    machine.started(v1::Started::default());
+    assert_eq!(machine.take_signal().map(|signal| signal.name), Some("TERM".to_owned()));
+    assert_eq!(machine.take_signal(), None);
+}

@@ -75,7 +75,7 @@ mod testing {
             subsystems: [("sftp".to_owned(), "/usr/lib/openssh/sftp-server".to_owned())].into(),
             environment: std::collections::BTreeMap::new(),
             agent: None,
-            max_sessions: None,
+            security: crate::policy::Security::default(),
             target: Target::Pod {
                 namespace: "ns".into(),
                 name: "p".into(),

@@ -4,13 +4,17 @@ use super::{
     machine::{Credits, size_of},
     violation,
 };
-use crate::{handle::Contents, wrapper};
+use crate::{
+    handle::Contents,
+    policy::{Denied, ORIGINAL_COMMAND, Runs},
+    wrapper,
+};
 use podbay::{
     MAX_CREDIT, SessionId,
     v1::{self, Reason, Refusal, open::Program, output_when_detached},
 };
 use podbay_agent_wire::output::Policy;
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 const MAX_ENTRIES: usize = 256;
 const MAX_ENVIRONMENT: usize = 64 * 1024;
@@ -44,6 +48,8 @@ pub struct Opening {
     pub(super) pty: Option<v1::Pty>,
     /// What becomes of output while no client takes it.
     pub(super) output: Policy,
+    /// How long the program has run already.
+    pub(super) ran: Duration,
 }
 
 /// Commands and environment may be secrets.
@@ -57,7 +63,7 @@ impl Opening {
     /// Checks an Open against its connection.
     ///
     /// # Errors
-    /// `INVALID_REQUEST`, `SUBSYSTEM_UNKNOWN`, and `UNIMPLEMENTED` for what needs the agent.
+    /// `INVALID_REQUEST`, `POLICY`, and `SUBSYSTEM_UNKNOWN`.
     pub fn parse(open: &v1::Open, contents: &Contents) -> Result<Self, Refusal> {
         let session = open.session_id.parse().map_err(|_| invalid("session_id must be 32 lower-case hex digits"))?;
         let resume = open.resume_from.unwrap_or_default();
@@ -68,6 +74,8 @@ impl Opening {
         }
         let mut environment = contents.environment.clone();
         environment.extend(session_environment(&open.environment)?);
+        let runs = contents.security.runs(open).map_err(|denied| denied_open(denied, session, contents))?;
+        runs.check()?;
         let size = match &open.pty {
             None => None,
             Some(pty) => {
@@ -85,7 +93,15 @@ impl Opening {
         };
         Ok(Self {
             session,
-            argv: argv(open.program.as_ref(), contents)?,
+            argv: match runs {
+                Runs::AsAsked => argv(open.program.as_ref(), contents)?,
+                Runs::Forced { command, original } => {
+                    let connection = contents.connection;
+                    tracing::info!(code = "SECURITY_EXEC_FORCING_COMMAND", %connection, %session, "the command is forced");
+                    environment.extend(original.map(|original| (ORIGINAL_COMMAND.to_owned(), original)));
+                    vec![wrapper::SHELL.to_owned(), "-c".to_owned(), command.to_owned()]
+                }
+            },
             environment: environment.into_iter().collect(),
             tty: open.pty.is_some(),
             size,
@@ -96,6 +112,7 @@ impl Opening {
             resume: open.resume_from,
             pty: open.pty.clone(),
             output: output(open.output_when_detached.unwrap_or_default())?,
+            ran: open.ran.and_then(|ran| Duration::try_from(ran).ok()).unwrap_or_default(),
         })
     }
 
@@ -197,6 +214,13 @@ fn argv(program: Option<&Program>, contents: &Contents) -> Result<Vec<String>, R
     }
 }
 
+/// The log gets ContainerSSH's code, and nothing that may be a secret.
+fn denied_open(denied: Denied, session: SessionId, contents: &Contents) -> Refusal {
+    let (code, connection, user) = (denied.code(), contents.connection, &contents.user.name);
+    tracing::info!(code, %connection, %session, user, "refused by policy");
+    denied.refusal()
+}
+
 fn invalid(text: &str) -> Refusal {
     Refusal::new(Reason::InvalidRequest, text)
 }
@@ -234,6 +258,38 @@ mod tests {
         ] {
             assert_eq!(argv(bad).map_err(|r| r.reason()), Err(Reason::InvalidRequest));
         }
+    }
+
+    #[test]
+    fn a_policy_stands_before_all_and_a_forced_command_in_its_place() {
+        use crate::policy::{Mode, Rule};
+        let mut contents = contents();
+        let refused =
+            |open: &Open, contents: &Contents| Opening::parse(open, contents).err().map(|refusal| refusal.reason());
+        contents.security.shell = Some(Mode::Disable);
+        contents.security.force_command = "forced".into();
+        let shell = open(Program::Shell(Shell {}));
+        assert_eq!(refused(&shell, &contents), Some(Reason::Policy));
+        assert_eq!(refused(&Open { program: None, ..shell }, &contents), Some(Reason::InvalidRequest));
+        let mut asked = open(Program::Subsystem(Subsystem { name: "nosuch".into() }));
+        asked.environment = [("C".to_owned(), "c".to_owned())].into();
+        let opening = Opening::parse(&asked, &contents).expect("forced");
+        assert_eq!(opening.argv, ["/bin/sh", "-c", "forced"]);
+        let environment = [("C", "c"), (ORIGINAL_COMMAND, "nosuch")].map(|(n, v)| (n.to_owned(), v.to_owned()));
+        assert_eq!(opening.environment, environment);
+        // Neither a resume nor an attach is a way around it.
+        asked.environment.insert(ORIGINAL_COMMAND.into(), "lie".into());
+        asked.resume_from = Some(ResumeFrom::default());
+        assert_eq!(refused(&asked, &contents), Some(Reason::Policy));
+        asked.environment.clear();
+        asked.pty = Some(Pty::default());
+        assert_eq!(refused(&asked, &contents), None);
+        contents.security.tty = Some(Mode::Filter);
+        assert_eq!(refused(&asked, &contents), Some(Reason::Policy));
+        asked.pty = None;
+        contents.security.subsystem = Rule { mode: Some(Mode::Filter), ..Rule::default() };
+        asked.take_over = true;
+        assert_eq!(refused(&asked, &contents), Some(Reason::Policy));
     }
 
     #[test]

@@ -60,7 +60,7 @@ impl Sessions {
             Mode::Session => contents.timeouts.pod_start.saturating_add(contents.timeouts.command_start),
         };
         let deadline = Instant::now() + budget;
-        let place = match self.places.take(contents.connection, contents.max_sessions).await {
+        let place = match self.places.take(contents.connection, contents.security.max_sessions()).await {
             Ok(place) => place,
             Err(refusal) => return refused(refusal.about(contents.connection), &client.to).await,
         };
@@ -110,7 +110,7 @@ impl Sessions {
             Target::Template(base) => {
                 let api = Api { sessions: self, deadline, progress };
                 api.admit(contents, caller).await?;
-                if let Some(most) = contents.max_sessions {
+                if let Some(most) = contents.security.max_sessions() {
                     self.room(contents, opening, base, most, deadline).await?;
                 }
                 Some(Box::pin(self.waiting_pod(contents, opening, base, agent, (deadline, progress))).await?)

@@ -189,7 +189,7 @@ impl Sessions {
             (Target::Template(base), _) => {
                 let api = Api { sessions: self, deadline, progress };
                 api.admit(contents, caller).await?;
-                if let Some(most) = contents.max_sessions {
+                if let Some(most) = contents.security.max_sessions() {
                     self.room(contents, opening, base, most, deadline).await?;
                 }
                 Box::pin(self.own_pod(contents, opening, base, deadline, progress)).await

@@ -1,0 +1,99 @@
+//! How long a program may run, and how long without a byte: pure, time is a parameter.
+
+use super::Security;
+use podbay::v1::{Reason, Refusal};
+use podbay_runtime::config::format_duration;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The longest time between a warning and the cut that it warns of; a quarter of shorter limits.
+const NOTICE: Duration = Duration::from_mins(1);
+
+/// The limits of one program that runs.
+#[derive(Debug, Clone)]
+pub struct Clock {
+    whole: Option<Limit>,
+    idle: Option<Limit>,
+}
+
+#[derive(Debug, Clone)]
+struct Limit {
+    since: Instant,
+    bound: Duration,
+    warned: bool,
+}
+
+/// What is due.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Tick {
+    /// Nothing yet.
+    Nothing,
+    /// A line for the user.
+    Warn(String),
+    /// The end; how the session ends.
+    Cut(Refusal),
+}
+
+impl Limit {
+    fn new(bound: Duration, since: Instant) -> Option<Self> {
+        (!bound.is_zero()).then_some(Self { since, bound, warned: false })
+    }
+
+    fn notice(&self) -> Duration {
+        NOTICE.min(self.bound / 4)
+    }
+
+    /// A bound beyond what a clock can tell never comes.
+    fn due(&self) -> Option<Instant> {
+        let after = if self.warned { self.bound } else { self.bound.saturating_sub(self.notice()) };
+        self.since.checked_add(after)
+    }
+}
+
+impl Clock {
+    /// For a program that has run for so long already.
+    pub fn new(security: &Security, now: Instant, ran: Duration) -> Self {
+        // A time from before the machine's own is as good as the beginning of it.
+        let began = now.checked_sub(ran.min(security.max_session_time)).unwrap_or(now);
+        Self { whole: Limit::new(security.max_session_time, began), idle: Limit::new(security.idle_timeout, now) }
+    }
+
+    /// A byte has passed, in whatever direction.
+    pub fn active(&mut self, now: Instant) {
+        if let Some(idle) = &mut self.idle {
+            idle.since = now;
+            idle.warned = false;
+        }
+    }
+
+    /// When to [`tick`](Self::tick) next; `None` = never.
+    pub fn due(&self) -> Option<Instant> {
+        [&self.whole, &self.idle].into_iter().flatten().filter_map(Limit::due).min()
+    }
+
+    /// What is due now. A cut comes before a warning, and each warning once (the idle one again after activity).
+    pub fn tick(&mut self, now: Instant) -> Tick {
+        let over = |limit: &Limit| now.saturating_duration_since(limit.since) >= limit.bound;
+        let cut = |text: String| Tick::Cut(Refusal::new(Reason::Policy, text));
+        if let Some(limit) = self.whole.as_ref().filter(|limit| over(limit)) {
+            return cut(format!("ended: sessions last at most {} here", format_duration(limit.bound)));
+        }
+        if let Some(limit) = self.idle.as_ref().filter(|limit| over(limit)) {
+            return cut(format!("ended: nothing was read or written for {}", format_duration(limit.bound)));
+        }
+        for (limit, why) in [(&mut self.whole, "its time is over then"), (&mut self.idle, "nothing is read or written")]
+        {
+            if let Some(limit) = limit
+                && !limit.warned
+                && limit.due().is_some_and(|due| now >= due)
+            {
+                limit.warned = true;
+                let left = limit.bound.saturating_sub(now.saturating_duration_since(limit.since));
+                // Whole seconds, upwards: nobody reads more.
+                let left = Duration::from_secs(left.as_secs() + u64::from(left.subsec_nanos() > 0));
+                return Tick::Warn(format!("this session ends in {}: {why}", format_duration(left)));
+            }
+        }
+        Tick::Nothing
+    }
+}
