@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 pub const REAL: &str = "PODBAY_TEST_KUBECONFIG";
 /// Names the image of the pods there.
 const IMAGE: &str = "PODBAY_TEST_IMAGE";
+/// Names the image of pods with podbay-agent at `/usr/bin/containerssh-agent`.
+const AGENT_IMAGE: &str = "PODBAY_TEST_AGENT_IMAGE";
 
 /// Whether scenarios run on a real cluster.
 pub fn is_real() -> bool {
@@ -30,6 +32,11 @@ pub fn is_real() -> bool {
 /// The image of the pods there.
 pub fn image() -> Option<String> {
     is_real().then(|| std::env::var(IMAGE).unwrap_or_else(|_| "localhost/podbay-debian:1".to_owned()))
+}
+
+/// The image of pods with the agent there.
+pub fn agent_image() -> String {
+    std::env::var(AGENT_IMAGE).unwrap_or_else(|_| "localhost/podbay-debian-agent:1".to_owned())
 }
 
 /// A namespace of a scenario's own on a real cluster; it is deleted with this.

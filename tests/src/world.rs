@@ -1,7 +1,7 @@
 //! One Podbay, as one process or as several.
 
 use super::{
-    cluster::{RealCluster, is_real, with_client},
+    cluster::{RealCluster, agent_image, is_real, with_client},
     process::{Answered, Running, finish, processes_naming, program, wait_until},
 };
 use k8s_openapi::api::core::v1::Pod;
@@ -81,7 +81,8 @@ impl World {
                     &least
                 }
             };
-            demo.arg("--kubeconfig").arg(kubeconfig).args(["--namespace", &real.namespace, "--image", &real.image]);
+            let image = if agent == "none" { real.image.clone() } else { agent_image() };
+            demo.arg("--kubeconfig").arg(kubeconfig).args(["--namespace", &real.namespace, "--image", &image]);
         }
         match setup {
             Setup::Together => {

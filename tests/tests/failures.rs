@@ -239,6 +239,9 @@ fn an_operator_ends_programs_and_idle_connections_and_the_users_read_why() {
 
 #[test]
 fn a_session_that_begins_while_the_api_restarts_waits_for_it() {
+    if only_embedded(INJECTED) {
+        return;
+    }
     let world = World::new(Setup::Apart);
     let control = world.file("control");
     let path = format!("ControlPath={}", control.display());
