@@ -131,9 +131,11 @@ impl Program {
         self.requests.remove(at).map(|request| request.id)
     }
 
-    /// Returns whether the agent has to be told.
+    /// Returns whether the agent has to be told. A program that was given up is not kept by a later word.
     pub(super) fn close(&mut self, closing: Closing) -> bool {
-        self.closing = Some(closing);
+        if self.closing != Some(Closing::Release) {
+            self.closing = Some(closing);
+        }
         self.instance.is_some()
     }
 

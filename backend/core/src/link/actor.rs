@@ -142,7 +142,15 @@ impl Actor {
                         Err(_) => return,
                     }
                 }
-                Happened::Left(token) => self.leave(token),
+                Happened::Left(token) => {
+                    // What the session said before it left lies in the other queue, and may be that it gives its program up.
+                    for _ in 0..self.commands.len() {
+                        if let Ok((token, what)) = self.commands.try_recv() {
+                            self.act(token, what);
+                        }
+                    }
+                    self.leave(token);
+                }
                 Happened::Connected(Ok(streams)) => {
                     self.words.clear();
                     self.client.connected(Instant::now().into_std());
