@@ -30,6 +30,11 @@ pub fn program(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is not built: cargo build --workspace"))
 }
 
+/// A file of the folder `tests/` of the project.
+pub fn program_of_tests(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
 /// What a finished program left.
 #[derive(Debug)]
 pub struct Answered {
