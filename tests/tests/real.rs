@@ -4,7 +4,7 @@
 //! (`PODBAY_TEST_KUBECONFIG=/run/podbay-cluster/kubeconfig`); elsewhere each says so and passes.
 
 use podbay_tests::{
-    Answered, Loop, PATIENCE, Setup, World, bytes,
+    Answered, Loop, PATIENCE, Setup, World,
     cluster::RealCluster,
     image,
     ours::{Part, is_ours, plain, token_that_ends},
@@ -374,22 +374,4 @@ fn a_certificate_that_nobody_known_signed() {
     assert!(answered.stderr.contains("ertificate"), "{answered:?}");
     assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
     world.ends_clean();
-}
-
-#[test]
-fn fifty_megabytes_are_stored_whole() {
-    let Some(_alone) = alone() else { return };
-    let data = bytes(50_000_000);
-    let sum = podbay_tests::sha256(&data);
-    for agent in ["", "+podbay"] {
-        let world = World::with(Setup::Apart, &format!("connection{agent}"), |config| config);
-        let connection = podbay_tests::Master::start(&world);
-        connection.run("cat >file", &data).is(0, "", "");
-        connection.run("sha256sum <file", b"").is(0, &format!("{sum}  -\n"), "");
-        connection.ends();
-        world.ends_clean();
-        let world = World::with(Setup::Apart, &format!("session{agent}"), |config| config);
-        world.run_with("cat >file; sha256sum <file", &data).is(0, &format!("{sum}  -\n"), "");
-        world.ends_clean();
-    }
 }
