@@ -130,7 +130,7 @@ fn git_pushes_and_clones() {
         fs::write(clone.join("more"), bytes(500_000)).expect("writes");
         git(&clone, &["add", "-A"]);
         git(&clone, &["commit", "-q", "-m", "second"]);
-        git(&clone, &["push", "-q", "origin", "main"]);
+        git(&clone, &["push", "--verbose", "origin", "main"]);
         let head = git(&clone, &["rev-parse", "HEAD"]);
         connection
             .run("git -C repository.git rev-parse main && git -C repository.git fsck --strict", b"")
@@ -143,11 +143,11 @@ fn top_follows_the_window() {
     shared(|_world, connection, _config| {
         let mut user = Terminal::start(connection.ssh(&["-t"]).arg("top -d 1; stty size"), 100, 30);
         user.shows("load average");
-        user.shows("COMMAND");
+        user.shows("PID");
         user.resizes(60, 12);
         // Drawn anew, as each second: with the size that the kernel of the far end has by then.
         user.shows("load average");
-        user.shows("COMMAND");
+        user.shows("PID");
         user.types("q");
         user.shows("12 60");
         assert_eq!(user.ends().code(), Some(0));
@@ -197,7 +197,7 @@ fn ansible_pings_and_copies_a_hundred_files() {
             command.arg("-i").arg(&inventory).args(["demo", "-m", module, "-a", args]);
             command.env("ANSIBLE_HOME", world.file("home")).env("ANSIBLE_PIPELINING", "1").env("LC_ALL", "C.UTF-8");
             // The inventory's configuration shares a connection already.
-            does(command.env("ANSIBLE_SSH_ARGS", "").env("ANSIBLE_CONFIG", "/dev/null"))
+            does(command.env("ANSIBLE_SSH_ARGS", "").current_dir(world.state()))
         };
         assert!(ansible("ping", "").contains("\"ping\": \"pong\""));
         let told = ansible("copy", &format!("src={}/ dest={}/", here.display(), far.display()));
