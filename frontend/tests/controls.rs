@@ -34,7 +34,7 @@ async fn to_the_end(channel: &mut Channel<Msg>) -> (String, String, Option<u32>)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn data_comes_before_eof_before_exit_before_close() {
+async fn data_comes_before_exit_before_eof_before_close() {
     let world = World::new().await;
     let client = world.client().await;
     let mut channel = client.channel_open_session().await.expect("opens");
@@ -51,7 +51,7 @@ async fn data_comes_before_eof_before_exit_before_close() {
             other => panic!("{other:?}"),
         });
     }
-    assert_eq!(seen, ["success", "data", "eof", "exit", "close"]);
+    assert_eq!(seen, ["success", "data", "exit", "eof", "close"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

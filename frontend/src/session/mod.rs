@@ -125,9 +125,9 @@ impl Session {
     }
 }
 
-/// Eof, then the exit, then close: clients need the exit before the close.
+/// The exit, then eof, then close. The exit comes first: a client that has ended its input may close the channel once it has read
+/// our eof (OpenSSH does), and an exit behind that close would go nowhere.
 async fn close(handle: &Handle, write: &ChannelWriteHalf<Msg>, report: Report) -> SessionEnd {
-    let _ = write.eof().await;
     let end = match report {
         Report::Status(status) => {
             let _ = write.exit_status(status).await;
@@ -143,6 +143,7 @@ async fn close(handle: &Handle, write: &ChannelWriteHalf<Msg>, report: Report) -
             SessionEnd::Signal
         }
     };
+    let _ = write.eof().await;
     let _ = write.close().await;
     end
 }
