@@ -5,11 +5,16 @@ use std::{fs, path::Path, process::Command, time::Instant};
 
 /// One connection, so one pod, that all tools of a story share; without agent and with it.
 fn shared(story: impl Fn(&World, &Master<'_>, &Path)) {
-    for mode in ["connection", "connection+podbay"] {
+    shared_as(|_, world, connection, config| story(world, connection, config));
+}
+
+/// The same, for stories that want to know which of the two it is.
+fn shared_as(story: impl Fn(bool, &World, &Master<'_>, &Path)) {
+    for (agent, mode) in [(false, "connection"), (true, "connection+podbay")] {
         let world = World::with(Setup::Apart, mode, |config| config);
         let connection = Master::start(&world);
         let config = connection.config();
-        story(&world, &connection, &config);
+        story(agent, &world, &connection, &config);
         connection.ends();
         world.ends_clean();
     }
@@ -21,7 +26,7 @@ fn does(command: &mut Command) -> String {
     let done = command.output().expect("the tool is installed");
     let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
     assert!(done.status.success(), "{command:?}: {said}");
-    assert!(began.elapsed() < PATIENCE * 3, "{command:?} took {:?}", began.elapsed());
+    assert!(began.elapsed() < PATIENCE * 10, "{command:?} took {:?}", began.elapsed());
     said.into_owned()
 }
 
@@ -182,9 +187,11 @@ fn tmux_is_left_and_come_back_to() {
 
 #[test]
 fn ansible_pings_and_copies_a_hundred_files() {
-    shared(|world, connection, config| {
+    shared_as(|agent, world, connection, config| {
         let (here, far) = (world.file("ansible"), world.file("far"));
-        files(&here, 99);
+        // Some four commands a file, each with a start of Python at both ends: a hundred only once, where it is the judge.
+        let count = if world.real().is_some() && agent { 100 } else { 10 };
+        files(&here, count - 1);
         let inventory = world.file("inventory");
         let text = format!(
             "demo ansible_ssh_common_args='-F {}' ansible_python_interpreter=/usr/bin/python3 ansible_remote_tmp={}\n",
