@@ -72,7 +72,7 @@ pub fn token_that_ends(token: &str, lives: Duration) -> String {
 /// What a base64 text (of either alphabet) says.
 pub fn plain(text: &str) -> Vec<u8> {
     let mut text = text.replace('-', "+").replace('_', "/");
-    while text.len() % 4 != 0 {
+    while !text.len().is_multiple_of(4) {
         text.push('=');
     }
     through(Command::new("base64").arg("-d"), text.as_bytes())

@@ -12,7 +12,7 @@ use podbay_tests::{
 };
 use serde_json::json;
 use std::{
-    io::Read as _,
+    io::{BufRead as _, BufReader, Read as _},
     process::{Child, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -39,8 +39,10 @@ fn world(container: &str, spec: &str, kubernetes: &str) -> World {
 }
 
 fn changed(config: &str, container: &str, spec: &str, kubernetes: &str) -> String {
-    let lines =
-        |indent: usize, text: &str| text.lines().map(|line| format!("{:indent$}{line}\n", "")).collect::<String>();
+    let lines = |indent: usize, text: &str| {
+        let padded: Vec<String> = text.lines().map(|line| format!("{:indent$}{line}\n", "")).collect();
+        padded.concat()
+    };
     config
         .replace("    shellCommand:", &format!("{}    shellCommand:", lines(10, container)))
         .replace("      containers:\n", &format!("{}      containers:\n", lines(6, spec)))
@@ -288,13 +290,16 @@ fn a_start_waits_for_an_api_server_that_dies_in_it() {
     let world = World::new(Setup::Apart);
     Part::ApiServer.dies();
     let mut ssh = world.ssh(&[]);
-    let client = ssh.arg("echo in").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
-    std::thread::sleep(Duration::from_secs(2)); // the outage's length
+    let mut client = ssh.arg("echo in").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let told = BufReader::new(client.stderr.take().expect("piped"));
+    let mut said = told.lines().map_while(Result::ok);
+    assert!(
+        said.any(|line| line.contains("the Kubernetes API can't be reached")),
+        "what the start waits for is not told"
+    );
     Part::ApiServer.starts();
     let output = client.wait_with_output().expect("ends");
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"in\n"[..]), "{output:?}");
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(told.contains("the Kubernetes API can't be reached"), "{told}");
     world.ends_clean();
     // When the pod was there and not ready.
     let slow = format!("initContainers: [{{name: slow, image: {}, command: [sleep, \"4\"]}}]", image());
