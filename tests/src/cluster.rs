@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 pub const REAL: &str = "PODBAY_TEST_KUBECONFIG";
 /// Names the image of the pods there.
 const IMAGE: &str = "PODBAY_TEST_IMAGE";
+/// Names the image of pods with podbay-agent at `/usr/bin/containerssh-agent`.
+const AGENT_IMAGE: &str = "PODBAY_TEST_AGENT_IMAGE";
 
 /// Whether scenarios run on a real cluster.
 pub fn is_real() -> bool {
@@ -30,6 +32,11 @@ pub fn is_real() -> bool {
 /// The image of the pods there.
 pub fn image() -> Option<String> {
     is_real().then(|| std::env::var(IMAGE).unwrap_or_else(|_| "localhost/podbay-debian:1".to_owned()))
+}
+
+/// The image of pods with the agent there.
+pub fn agent_image() -> String {
+    std::env::var(AGENT_IMAGE).unwrap_or_else(|_| "localhost/podbay-debian-agent:1".to_owned())
 }
 
 /// A namespace of a scenario's own on a real cluster; it is deleted with this.
@@ -122,6 +129,55 @@ impl RealCluster {
             .create(&PostParams::default(), &object)
             .await
             .expect("is made");
+    }
+}
+
+/// Objects of a kind that only one scenario needs. In paths, `NAMESPACE` stands for the scenario's own.
+impl RealCluster {
+    /// Makes an object.
+    pub fn makes(&self, path: &str, object: &serde_json::Value) {
+        let request = http::Request::post(self.path(path)).header("content-type", "application/json");
+        self.asks(request.body(object.to_string().into_bytes()).expect("a request"));
+    }
+
+    /// Changes one.
+    pub fn patches(&self, path: &str, patch: &str) {
+        let request = http::Request::patch(self.path(path)).header("content-type", "application/merge-patch+json");
+        self.asks(request.body(patch.as_bytes().to_vec()).expect("a request"));
+    }
+
+    /// Reads one.
+    pub fn gets(&self, path: &str) -> serde_json::Value {
+        self.asks(http::Request::get(self.path(path)).body(Vec::new()).expect("a request"))
+    }
+
+    /// Deletes an object when what this gives is dropped: one that no namespace takes with it.
+    pub fn deletes_later(&self, path: &str) -> Later {
+        Later { kubeconfig: self.kubeconfig.clone(), path: self.path(path) }
+    }
+
+    fn path(&self, path: &str) -> String {
+        path.replace("NAMESPACE", &self.namespace)
+    }
+
+    fn asks(&self, request: http::Request<Vec<u8>>) -> serde_json::Value {
+        with_client(&self.kubeconfig, async |client| client.request(request).await.expect("the API takes it"))
+    }
+}
+
+/// See [`RealCluster::deletes_later`].
+#[derive(Debug)]
+pub struct Later {
+    kubeconfig: PathBuf,
+    path: String,
+}
+
+impl Drop for Later {
+    fn drop(&mut self) {
+        with_client(&self.kubeconfig, async |client| {
+            let request = http::Request::delete(&self.path).body(Vec::new()).expect("a request");
+            let _ = client.request_text(request).await;
+        });
     }
 }
 

@@ -7,13 +7,16 @@
 #![allow(clippy::missing_panics_doc)]
 
 pub mod cluster;
+mod echo;
 mod master;
+pub mod ours;
 mod process;
 mod terminal;
 mod world;
 
+pub use echo::Loop;
 pub use master::Master;
-pub use process::{Answered, Running, finish, program, wait_until};
+pub use process::{Answered, Running, finish, program, program_of_tests, python, wait_until};
 pub use terminal::Terminal;
 pub use world::{Setup, World, image, only_embedded};
 

@@ -4,7 +4,10 @@ use super::{
     World,
     process::{Answered, finish, wait_until},
 };
-use std::process::{Child, Command};
+use std::{
+    path::PathBuf,
+    process::{Child, Command},
+};
 
 /// The shared connection. It ends with this.
 #[derive(Debug)]
@@ -29,6 +32,15 @@ impl<'a> Master<'a> {
         let mut all = vec!["-o", &self.option];
         all.extend(options);
         self.world.ssh(&all)
+    }
+
+    /// A client's configuration by which any tool shares the connection, host `demo`.
+    pub fn config(&self) -> PathBuf {
+        let path = self.world.file(&format!("config-{}", self.world.unique()));
+        let control = self.option.replace('=', " ");
+        let text = format!("Include {}\nHost demo\n    {control}\n", self.world.ssh_config().display());
+        std::fs::write(&path, text).expect("writes");
+        path
     }
 
     /// Runs a command, with this on its stdin.

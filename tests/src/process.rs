@@ -30,6 +30,22 @@ pub fn program(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is not built: cargo build --workspace"))
 }
 
+/// A file of the folder `tests/` of the project.
+pub fn program_of_tests(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// The Python of the peers' environment, with Ansible; made here where `tests/run` has not.
+pub fn python() -> PathBuf {
+    static MADE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    MADE.get_or_init(|| {
+        let made = Command::new(program_of_tests("peers/environment")).stderr(Stdio::inherit()).output().expect("runs");
+        assert!(made.status.success(), "no Python environment: see above");
+        PathBuf::from(String::from_utf8(made.stdout).expect("a path").trim())
+    })
+    .clone()
+}
+
 /// What a finished program left.
 #[derive(Debug)]
 pub struct Answered {

@@ -1,7 +1,7 @@
 //! One Podbay, as one process or as several.
 
 use super::{
-    cluster::{RealCluster, is_real, with_client},
+    cluster::{RealCluster, agent_image, is_real, with_client},
     process::{Answered, Running, finish, processes_naming, program, wait_until},
 };
 use k8s_openapi::{
@@ -84,7 +84,8 @@ impl World {
                     &least
                 }
             };
-            demo.arg("--kubeconfig").arg(kubeconfig).args(["--namespace", &real.namespace, "--image", &real.image]);
+            let image = if agent == "none" { real.image.clone() } else { agent_image() };
+            demo.arg("--kubeconfig").arg(kubeconfig).args(["--namespace", &real.namespace, "--image", &image]);
         }
         match setup {
             Setup::Together => {
@@ -123,16 +124,23 @@ impl World {
         std::fs::write(self.state.join("second.yaml"), text).expect("writes");
         self.start_part("backend", "podbay-backend", "podbay.yaml", &first);
         self.start_part("backend-2", "podbay-backend", "second.yaml", &second);
+        self.start_frontend();
+    }
+
+    fn start_frontend(&mut self) {
         let ssh = std::fs::read_to_string(self.ssh_config()).expect("ssh_config");
         let port = ssh.lines().find_map(|line| line.trim().strip_prefix("Port ")).expect("a port");
         self.start_part("frontend", "podbay-frontend", "podbay.yaml", &format!("127.0.0.1:{port}"));
     }
 
-    /// Starts a replica of the backend again that was taken out.
+    /// Starts the frontend, or a replica of the backend, again that was taken out.
     ///
     /// # Panics
     /// If it does not come up.
     pub fn restart(&mut self, name: &'static str) {
+        if name == "frontend" {
+            return self.start_frontend();
+        }
         let config = if name == "backend" { "podbay.yaml" } else { "second.yaml" };
         let text = std::fs::read_to_string(self.state.join(config)).expect("a configuration");
         let grpc = text.split("\ngrpc:\n").nth(1).expect("a section grpc");

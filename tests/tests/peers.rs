@@ -1,26 +1,11 @@
 //! Clients other than OpenSSH: paramiko and AsyncSSH (which wait for every answer), and a gRPC client in Python that has
 //! nothing but the `.proto` files. `tests/peers/environment` makes their Python environment.
 
-use podbay_tests::{PATIENCE, Setup, World};
-use std::{
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::Instant,
-};
+use podbay_tests::{PATIENCE, Setup, World, python};
+use std::{path::Path, process::Command, time::Instant};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// The Python of the peers' environment; made here where `tests/run` has not.
-fn python() -> PathBuf {
-    static MADE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
-    MADE.get_or_init(|| {
-        let made = Command::new(root().join("peers/environment")).stderr(Stdio::inherit()).output().expect("runs");
-        assert!(made.status.success(), "no Python environment: see above");
-        PathBuf::from(String::from_utf8(made.stdout).expect("a path").trim())
-    })
-    .clone()
 }
 
 fn passes(script: &str, more: &[&Path]) {

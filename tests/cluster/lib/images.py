@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import tarfile
@@ -15,6 +16,8 @@ import tarfile
 import build
 from machine import Failure, say
 
+DEBIAN = "localhost/podbay-debian:1"
+WITH_AGENT = "localhost/podbay-debian-agent:1"
 PROGRAMS = build.HERE / "programs"
 ARCHITECTURES = {"amd64": "amd64", "arm64": "arm64"}
 USER = ("user", 1000, "/home/user")
@@ -93,8 +96,8 @@ def digest_of(path):
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def write_archive(path, name, layer, config):
-    """An OCI archive with one image of one layer. `ctr images import` takes the name from the index's annotation."""
+def write_archive(path, name, layers, config):
+    """An OCI archive with one image of these layers. `ctr images import` takes the name from the index's annotation."""
     blobs = []
 
     def blob(content):
@@ -102,17 +105,17 @@ def write_archive(path, name, layer, config):
         blobs.append(data)
         return {"digest": f"sha256:{hashlib.sha256(data).hexdigest()}", "size": len(data)}
 
-    layer_digest = digest_of(layer)
+    found = [(layer, f"sha256:{digest_of(layer)}") for layer in layers]
     kind = "application/vnd.oci.image"
     configuration = blob({
         "architecture": architecture(), "os": "linux", "config": config,
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_digest}"]},
+        "rootfs": {"type": "layers", "diff_ids": [digest for _, digest in found]},
     })
     manifest = blob({
         "schemaVersion": 2, "mediaType": f"{kind}.manifest.v1+json",
         "config": {"mediaType": f"{kind}.config.v1+json", **configuration},
-        "layers": [{"mediaType": f"{kind}.layer.v1.tar", "digest": f"sha256:{layer_digest}",
-                    "size": os.path.getsize(layer)}],
+        "layers": [{"mediaType": f"{kind}.layer.v1.tar", "digest": digest, "size": os.path.getsize(layer)}
+                   for layer, digest in found],
     })
     index = {"schemaVersion": 2, "manifests": [{
         "mediaType": f"{kind}.manifest.v1+json", **manifest, "annotations": {"io.containerd.image.name": name}}]}
@@ -122,10 +125,11 @@ def write_archive(path, name, layer, config):
     archive.file("index.json", json.dumps(index, sort_keys=True).encode())
     for data in blobs:
         archive.file(f"blobs/sha256/{hashlib.sha256(data).hexdigest()}", data)
-    entry = tarfile.TarInfo(f"blobs/sha256/{layer_digest}")
-    entry.size = os.path.getsize(layer)
-    with open(layer, "rb") as content:
-        archive.tar.addfile(entry, content)
+    for layer, digest in found:
+        entry = tarfile.TarInfo(f"blobs/{digest.replace(':', '/')}")
+        entry.size = os.path.getsize(layer)
+        with open(layer, "rb") as content:
+            archive.tar.addfile(entry, content)
     archive.close()
     draft.rename(path)
 
@@ -194,7 +198,7 @@ IMAGES = {
     "localhost/pause:1": (pause, lambda: (PROGRAMS / "pause.c").read_text() + "1"),
     "localhost/podbay-busybox:1": (busybox, lambda: "1"),
     "localhost/podbay-static:1": (static, lambda: (PROGRAMS / "static.c").read_text() + "1"),
-    "localhost/podbay-debian:1": (debian, lambda: " ".join([build.SUITE, *DEBIAN_PACKAGES, *DEBIAN_WITHOUT, "1"])),
+    DEBIAN: (debian, lambda: " ".join([build.SUITE, *DEBIAN_PACKAGES, *DEBIAN_WITHOUT, "1"])),
 }
 
 
@@ -218,7 +222,7 @@ def image(name):
     layer.close()
     for old in folder.glob(f"{short}-*.tar"):
         old.unlink()
-    write_archive(path, name, layer.path, config)
+    write_archive(path, name, [layer.path], config)
     shutil.rmtree(work)
     say(f"made {name}: {os.path.getsize(path) / 1e6:.1f} MB, sha256 {digest_of(path)[:16]}…")
     return path
@@ -227,3 +231,26 @@ def image(name):
 def images():
     """All images' archives, small ones first."""
     return [image(name) for name in IMAGES]
+
+
+def with_agent(program, path):
+    """Writes the archive of the Debian image with this program as its agent. Not of the cache: each build's is another."""
+    work = path.with_suffix(".work")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    with tarfile.open(image(DEBIAN)) as archive:
+        def blob(digest):
+            return archive.extractfile(f"blobs/{digest.replace(':', '/')}")
+
+        [found] = json.load(archive.extractfile("index.json"))["manifests"]
+        manifest = json.load(blob(found["digest"]))
+        [descriptor] = manifest["layers"]
+        with open(work / "base.tar", "wb") as copy:
+            shutil.copyfileobj(blob(descriptor["digest"]), copy)
+        config = json.load(blob(manifest["config"]["digest"]))["config"]
+    layer = Layer(work / "agent.tar")
+    layer.file("usr/bin/containerssh-agent", pathlib.Path(program).read_bytes(), 0o755)
+    layer.close()
+    write_archive(path, WITH_AGENT, [work / "base.tar", layer.path], config)
+    shutil.rmtree(work)
+    return path

@@ -131,7 +131,7 @@ impl Program {
         self.requests.remove(at).map(|request| request.id)
     }
 
-    /// Returns whether the agent has to be told.
+    /// Returns whether the agent has to be told. A program that was given up is not kept by a later word.
     pub(super) fn close(&mut self, closing: Closing) -> bool {
         match (self.closing, closing) {
             (None, _) | (Some(Closing::Detach(_)), Closing::Release) => self.closing = Some(closing),

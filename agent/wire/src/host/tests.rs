@@ -221,6 +221,18 @@ fn detach_keeps_for_as_long_as_it_says_within_bounds() {
 }
 
 #[test]
+fn what_is_given_up_is_not_kept_by_a_session_that_leaves() {
+    let mut pair = Pair::new();
+    let key = pair.start();
+    // Both before anything was written to the link: the session ends with the word that it gives up.
+    pair.client.release(key);
+    pair.client.detach(key, None);
+    pair.settle().expect("a sound host");
+    assert_eq!(pair.closed(key), Some(Reason::Released));
+    assert_eq!(pair.signals, ["HUP"]);
+}
+
+#[test]
 fn what_is_given_up_before_it_runs_is_ended_when_it_does() {
     let mut pair = Pair::new();
     pair.starts = false;

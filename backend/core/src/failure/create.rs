@@ -31,6 +31,8 @@ pub fn of_create(error: &ClusterError) -> CreateFailure {
     let heals = |reason, message, retry_after, uncertain| MayHeal { reason, message, retry_after, uncertain };
     match error {
         ClusterError::AlreadyExists => Exists,
+        // A policy's and a webhook's refusals have whatever code they choose; policies that name none have 422.
+        ClusterError::Invalid { message } if is_refused_by_admission(message) => forbidden(message),
         ClusterError::Invalid { message } => {
             Certain(Reason::PodInvalid, format!("Kubernetes refuses the pod as invalid: {}", short(message)))
         }
@@ -69,6 +71,10 @@ pub fn of_create(error: &ClusterError) -> CreateFailure {
             true,
         ),
     }
+}
+
+fn is_refused_by_admission(message: &str) -> bool {
+    message.contains(" denied request: ") || message.contains(" denied the request")
 }
 
 fn forbidden(message: &str) -> CreateFailure {

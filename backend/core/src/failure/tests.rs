@@ -162,6 +162,13 @@ fn a_refused_create() {
             ),
             Reason::AdmissionDenied,
         ),
+        (
+            ClusterError::Invalid {
+                message: r#"pods "p" is forbidden: ValidatingAdmissionPolicy 'x' with binding 'x' denied request: no"#
+                    .into(),
+            },
+            Reason::AdmissionDenied,
+        ),
         (forbidden("admission webhook \"w\" denied the request: no"), Reason::AdmissionDenied),
         (forbidden("pods \"p\" is forbidden: failed quota: q: must specify limits.cpu"), Reason::AdmissionDenied),
         (

@@ -145,9 +145,11 @@ impl Actor {
                     }
                 }
                 Happened::Left(token) => {
-                    // What its session asked for before it went comes first: above all that the program be given up.
-                    while let Ok((token, what)) = self.commands.try_recv() {
-                        self.act(token, what);
+                    // What the session said before it left lies in the other queue, and may be that it gives its program up.
+                    for _ in 0..self.commands.len() {
+                        if let Ok((token, what)) = self.commands.try_recv() {
+                            self.act(token, what);
+                        }
                     }
                     self.leave(token);
                 }
