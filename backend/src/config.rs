@@ -6,7 +6,7 @@ use crate::{
 };
 use podbay_backend_core::{config::Settings, handle::KeyRing};
 use podbay_runtime::{
-    config::{Document, Mistakes, Section},
+    config::{Document, Mistake, Mistakes, Section},
     telemetry::Log,
     tls,
 };
@@ -25,6 +25,8 @@ pub struct Config {
     pub grpc: Grpc,
     /// `log`.
     pub log: Log,
+    /// What is no mistake, and yet most likely not what is meant.
+    pub warnings: Vec<Mistake>,
 }
 
 /// The gRPC side.
@@ -67,36 +69,26 @@ impl Config {
     /// # Errors
     /// All mistakes of the document, with their places.
     pub fn from_document(document: Document) -> Result<Self, Mistakes> {
-        let read = Self::read(&mut document.root());
-        document.finish_with(read)
+        let read = Self::from_section(&mut document.root());
+        let warnings = document.warnings();
+        Ok(Self { warnings, ..document.finish_with(read)? })
     }
 
-    fn read(root: &mut Section) -> Option<Self> {
+    /// The same for a document that others read too: its mistakes and warnings are told by the document. `None` where there are
+    /// mistakes that leave no configuration.
+    pub fn from_section(root: &mut Section) -> Option<Self> {
         let settings = Settings::read(root);
         let grpc = Grpc::read(&mut root.section("grpc"));
         let log = Log::from_section(&mut root.section("log"));
         for key in ["ssh", "users", "frontend"] {
             root.ignore(key);
         }
-        if root.get::<String>("backend").is_some_and(|backend| backend != "kubernetes") {
-            root.mistake("backend", "only kubernetes is built");
-        }
-        for key in [
-            "auth",
-            "authz",
-            "configserver",
-            "audit",
-            "geoip",
-            "metrics",
-            "health",
-            "kuberun",
-            "docker",
-            "dockerrun",
-            "sshproxy",
-        ] {
+        for key in
+            ["auth", "authz", "configserver", "audit", "geoip", "metrics", "health", "docker", "dockerrun", "sshproxy"]
+        {
             root.refuse(key, "it is not built yet");
         }
-        let config = Self { settings: settings?, grpc: grpc?, log };
+        let config = Self { settings: settings?, grpc: grpc?, log, warnings: Vec::new() };
         files::check(&config, root);
         Some(config)
     }

@@ -34,6 +34,9 @@ async fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    for warning in &config.warnings {
+        eprintln!("warning: {warning}");
+    }
     if arguments.check {
         println!("{}: no mistakes", arguments.config.display());
         return ExitCode::SUCCESS;

@@ -11,16 +11,16 @@ pub use ssh::{HostKeys, SshConfig};
 
 use crate::auth::Users;
 use podbay_runtime::{
-    config::{Document, Mistakes, Section},
+    config::{Document, Mistake, Mistakes, Section},
     telemetry::Log,
 };
 
 /// Sections that belong to the backend.
-const BACKENDS: [&str; 6] = ["kubernetes", "grpc", "ownership", "security", "backend", "docker"];
+const BACKENDS: [&str; 7] = ["kubernetes", "kuberun", "grpc", "ownership", "security", "backend", "docker"];
 
 /// Sections that nobody has built yet.
-const NOT_BUILT: [&str; 10] =
-    ["auth", "authz", "configserver", "audit", "geoip", "metrics", "health", "kuberun", "dockerrun", "sshproxy"];
+const NOT_BUILT: [&str; 9] =
+    ["auth", "authz", "configserver", "audit", "geoip", "metrics", "health", "dockerrun", "sshproxy"];
 
 /// Everything the frontend is told.
 #[derive(Debug, Clone)]
@@ -33,6 +33,8 @@ pub struct Config {
     pub frontend: FrontendConfig,
     /// `log`
     pub log: Log,
+    /// What is no mistake, and yet most likely not what is meant.
+    pub warnings: Vec<Mistake>,
 }
 
 impl Config {
@@ -43,7 +45,8 @@ impl Config {
     /// Every mistake at once.
     pub fn from_document(document: Document) -> Result<Self, Mistakes> {
         let config = Self::from_section(document.root());
-        document.finish_with(config)
+        let warnings = document.warnings();
+        Ok(Self { warnings, ..document.finish_with(config)? })
     }
 
     /// The same for a document that others read too: its mistakes show when the document is finished. `None` where
@@ -59,7 +62,7 @@ impl Config {
         let ssh = SshConfig::from_section(root.section("ssh"));
         let users = users::from_root(&mut root);
         let frontend = FrontendConfig::from_section(root.section("frontend"));
-        Some(Self { ssh, users, frontend: frontend?, log })
+        Some(Self { ssh, users, frontend: frontend?, log, warnings: Vec::new() })
     }
 }
 

@@ -116,6 +116,7 @@ impl World {
             users: users(&key),
             frontend: FrontendConfig { drain_timeout: Duration::from_secs(2), ..FrontendConfig::new(backend) },
             log: Log::default(),
+            warnings: Vec::new(),
         };
         change(&mut config);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");

@@ -1,6 +1,7 @@
 //! A document as a tree of values with positions.
 
 use super::{
+    describe::Note,
     mistake::{Mistake, Mistakes, Sink},
     section::Section,
 };
@@ -155,6 +156,23 @@ impl Document {
             serde_yaml::from_str_with_options::<Node>(text, options()).map_err(|error| syntax(name, &error))?
         };
         Ok(Self { root: Rc::new(root), sink: Sink::new(name) })
+    }
+
+    /// A document that is not there: its sections note what readers ask for ([`Self::notes`]).
+    pub fn describing() -> Self {
+        let mut sink = Sink::new("");
+        sink.describing = true;
+        Self { root: Rc::new(Node { value: Value::Map(Vec::new()), at: (1, 1) }), sink }
+    }
+
+    /// What was read, in the order of reading: each key once or more.
+    pub fn notes(&self) -> Vec<Note> {
+        self.sink.notes()
+    }
+
+    /// What is no mistake, and yet most likely not what is meant. Complete once the sections are dropped.
+    pub fn warnings(&self) -> Vec<Mistake> {
+        self.sink.warnings()
     }
 
     /// The whole document as a section.

@@ -27,7 +27,7 @@ impl Ownership {
     pub(super) fn read(section: &mut Section, pod_namespace: &str) -> Option<Self> {
         let default = Self::new(pod_namespace);
         let unset = |d: &Duration| !d.is_zero();
-        let lease_duration = section.get("leaseDuration").filter(unset).unwrap_or(default.lease_duration);
+        let lease_duration = section.filled("leaseDuration", default.lease_duration);
         let wait = section.get("backendWait").filter(unset);
         // A shorter lease alone must not be a mistake: then the default wait shrinks with it.
         let backend_wait = wait.unwrap_or_else(|| default.backend_wait.min(lease_duration * 2 / 3));

@@ -102,6 +102,9 @@ impl Connections {
 
     async fn open_whole(&self, request: OpenRequest, events: &mpsc::Sender<OpenEvent>) -> Result<(), Refusal> {
         let OpenRequest { who, environment } = request;
+        if let Some(kuberun) = self.settings.kuberun {
+            kuberun.warn(Some(who.connection));
+        }
         let (config, timeouts) = (&self.settings.pod, *self.lifecycle.timeouts());
         let given_up = || Refusal::new(Reason::Terminated, "the caller gave the connection up");
         let accepted = v1::Accepted {

@@ -56,6 +56,9 @@ pub struct Contents {
     /// The most sessions at once; absent = no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_sessions: Option<NonZeroU32>,
+    /// kuberun's `disableCommand`: only shells.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only_shells: bool,
     /// Where programs run.
     pub target: Target,
 }
@@ -99,6 +102,7 @@ impl Contents {
             environment,
             agent: config.agent.clone(),
             max_sessions: settings.security.max_sessions,
+            only_shells: settings.kuberun.is_some_and(|kuberun| kuberun.disable_command),
             target,
         }
     }

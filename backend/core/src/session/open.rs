@@ -4,7 +4,7 @@ use super::{
     machine::{Credits, size_of},
     violation,
 };
-use crate::{handle::Contents, wrapper};
+use crate::{config::EXEC_DISABLED, handle::Contents, wrapper};
 use podbay::{
     MAX_CREDIT, SessionId,
     v1::{self, Reason, Refusal, open::Program, output_when_detached},
@@ -167,6 +167,10 @@ fn session_environment(given: &std::collections::HashMap<String, String>) -> Res
 fn argv(program: Option<&Program>, contents: &Contents) -> Result<Vec<String>, Refusal> {
     match program {
         None => Err(invalid("Open names no program: shell, exec or subsystem")),
+        Some(Program::Exec(_) | Program::Subsystem(_)) if contents.only_shells => {
+            tracing::info!(code = EXEC_DISABLED, connection = %contents.connection, "a program was refused: kuberun.pod.disableCommand");
+            Err(Refusal::new(Reason::Policy, "commands are disabled here; ask for a shell"))
+        }
         Some(Program::Shell(v1::Shell {})) => Ok(contents.shell.clone()),
         Some(Program::Exec(exec)) if exec.argv.is_empty() => {
             let command = &exec.command;
@@ -234,6 +238,16 @@ mod tests {
         ] {
             assert_eq!(argv(bad).map_err(|r| r.reason()), Err(Reason::InvalidRequest));
         }
+    }
+
+    #[test]
+    fn kuberuns_disable_command_leaves_shells() {
+        let contents = Contents { only_shells: true, ..contents() };
+        let reason = |program| Opening::parse(&open(program), &contents).map(drop).map_err(|refusal| refusal.reason());
+        assert_eq!(reason(Program::Shell(Shell {})), Ok(()));
+        assert_eq!(reason(exec("id", &[])), Err(Reason::Policy));
+        assert_eq!(reason(exec("", &["id"])), Err(Reason::Policy));
+        assert_eq!(reason(Program::Subsystem(Subsystem { name: "sftp".into() })), Err(Reason::Policy));
     }
 
     #[test]
