@@ -61,6 +61,12 @@ pub struct Tls {
     pub reload_interval: Duration,
 }
 
+/// Sections that belong to the frontend, which serves `metrics` and `health` too; the backend's are `grpc.adminListen`'s.
+const FRONTENDS: [&str; 8] = ["ssh", "users", "frontend", "auth", "audit", "geoip", "metrics", "health"];
+
+/// ContainerSSH's other backends. Their sections stand in files that it has dumped; which backend counts, `backend` says.
+const OTHER_BACKENDS: [&str; 3] = ["docker", "dockerrun", "sshproxy"];
+
 const DEFAULT_PORT: u16 = 8443;
 
 impl Config {
@@ -80,14 +86,13 @@ impl Config {
         let settings = Settings::read(root);
         let grpc = Grpc::read(&mut root.section("grpc"));
         let log = Log::from_section(&mut root.section("log"));
-        for key in ["ssh", "users", "frontend"] {
+        for key in FRONTENDS.into_iter().chain(OTHER_BACKENDS) {
             root.ignore(key);
         }
-        for key in
-            ["auth", "authz", "configserver", "audit", "geoip", "metrics", "health", "docker", "dockerrun", "sshproxy"]
-        {
+        for key in ["configserver", "authz"] {
             root.refuse(key, "it is not built yet");
         }
+        root.refuse("listen", "it has been ssh.listen since ContainerSSH 0.4");
         let config = Self { settings: settings?, grpc: grpc?, log, warnings: Vec::new() };
         files::check(&config, root);
         Some(config)

@@ -1,5 +1,6 @@
 //! What the frontend counts. Names get Prometheus' `_total` from the registry; the prefix is `podbay_frontend_`.
 
+use crate::containerssh::Equivalents;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
     metrics::{
@@ -162,6 +163,7 @@ pub struct Metrics {
     durations: Family<CallMethod, Histogram, fn() -> Histogram>,
     closings: Family<Closed, Counter>,
     reloads: Family<Reloaded, Counter>,
+    containerssh: Equivalents,
 }
 
 impl fmt::Debug for Metrics {
@@ -194,6 +196,7 @@ impl Metrics {
             durations: Family::new_with_constructor(seconds),
             closings: Family::default(),
             reloads: Family::default(),
+            containerssh: Equivalents::new(registry),
         };
         let m = metrics.clone();
         let registry = registry.sub_registry_with_prefix("podbay_frontend");
@@ -220,17 +223,29 @@ impl Metrics {
     /// A connection has come into a state.
     pub fn entered(&self, state: ConnectionState) {
         self.connections.get_or_create(&State { state }).inc();
+        self.containerssh.entered();
+        match state {
+            ConnectionState::Unauthenticated => self.containerssh.accepted(),
+            ConnectionState::LoggedIn => self.containerssh.logged_in(),
+        }
     }
 
     /// A connection has left a state.
     pub fn left(&self, state: ConnectionState) {
         self.connections.get_or_create(&State { state }).dec();
+        self.containerssh.left();
+    }
+
+    /// A connection has ended without a login.
+    pub fn not_logged_in(&self) {
+        self.containerssh.not_logged_in();
     }
 
     /// An attempt to log in.
     pub fn auth(&self, method: Method, success: bool) {
         let result = if success { Outcome::Success } else { Outcome::Failure };
         self.auth.get_or_create(&Auth { method, result }).inc();
+        self.containerssh.auth(method, success);
     }
 
     /// A program starts.

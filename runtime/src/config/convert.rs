@@ -63,6 +63,28 @@ impl FromNode for String {
     }
 }
 
+/// Text, or a whole number in its decimal form.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TextOrNumber(pub String);
+
+impl FromNode for TextOrNumber {
+    fn kind() -> Kind {
+        Kind::TextOrNumber
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::from(self.0.as_str())
+    }
+
+    fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
+        match &node.value {
+            Value::Text(text) => Ok(Self(text.clone())),
+            Value::Int(number) => Ok(Self(number.to_string())),
+            _ => expected(node, "text or a whole number"),
+        }
+    }
+}
+
 impl FromNode for bool {
     fn kind() -> Kind {
         Kind::Flag

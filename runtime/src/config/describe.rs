@@ -16,6 +16,8 @@ pub enum Kind {
     Any,
     /// Text.
     Text,
+    /// Text, or a whole number.
+    TextOrNumber,
     /// One of these.
     Words(Vec<&'static str>),
     /// `true` or `false`.

@@ -15,7 +15,7 @@ mod section;
 mod strict;
 mod translate;
 
-pub use convert::{FromNode, Secret};
+pub use convert::{FromNode, Secret, TextOrNumber};
 pub use describe::{Kind, Note, Notes, Shown, nested};
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use mistake::{Mistake, Mistakes};

@@ -99,6 +99,14 @@ impl Section {
         self.find(key).is_some()
     }
 
+    /// A text that is there. Does not count as reading it.
+    pub fn text(&self, key: &str) -> Option<String> {
+        match &self.find(key)?.value {
+            Value::Text(text) => Some(text.clone()),
+            _ => None,
+        }
+    }
+
     /// A sub-map; an absent one reads as empty.
     #[must_use]
     pub fn section(&mut self, key: &str) -> Self {
@@ -185,6 +193,15 @@ impl Section {
             self.mistake(key, format!("{given:?} is none of {}", known.join(", ")));
         }
         found
+    }
+
+    /// A list of words, or one text with `:` between them, as ContainerSSH writes lists of algorithms of TLS.
+    pub fn words(&mut self, key: &str) -> Option<Vec<String>> {
+        if self.find(key).is_some_and(|node| matches!(node.value, Value::Text(_))) {
+            self.note(key, Kind::List(Box::new(Kind::Text)), false, None);
+            return self.read::<String>(key).map(|text| text.split(':').map(str::to_owned).collect());
+        }
+        self.get(key)
     }
 
     /// What a key's value is in the end, where the reader made more of it than stood there.

@@ -5,6 +5,7 @@
 //! nothing below asks again. What isn't built yet is refused by name.
 
 mod connection;
+mod expose;
 mod kuberun;
 mod ownership;
 mod pod;
@@ -12,6 +13,7 @@ mod security;
 mod timeouts;
 
 pub use connection::{Connection, Explicit, Pem};
+pub use expose::Expose;
 pub use kuberun::{DEPRECATED, DEPRECATED_TEXT, EXEC_DISABLED, INSECURE, Kuberun};
 pub use ownership::Ownership;
 pub use pod::{IDLE, Mode, PodConfig};

@@ -1,5 +1,6 @@
 //! `kubernetes.pod`: what pods look like.
 
+use super::Expose;
 use k8s_openapi::{
     api::core::v1::{Container, PodSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -57,6 +58,8 @@ pub struct PodConfig {
     pub mode: Mode,
     /// The path of the guest agent in the console container; `None` = it is off.
     pub agent: Option<String>,
+    /// What of the users' metadata is shown on pods.
+    pub expose: Expose,
 }
 
 impl fmt::Debug for PodConfig {
@@ -96,14 +99,8 @@ impl PodConfig {
         let shell_command: Vec<String> = section.get("shellCommand").unwrap_or_else(|| vec!["/bin/bash".into()]);
         let mut subsystems = BTreeMap::from([("sftp".to_owned(), "/usr/lib/openssh/sftp-server".to_owned())]);
         subsystems.extend(section.get::<BTreeMap<String, String>>("subsystems").unwrap_or_default());
-        for key in [
-            "createMissingPods",
-            "exposeAuthMetadataAsEnv",
-            "exposeAuthMetadataAsLabels",
-            "exposeAuthMetadataAsAnnotations",
-        ] {
-            section.refuse(key, "it is not built yet");
-        }
+        let expose = Expose::read(section);
+        section.refuse("createMissingPods", "it is not built yet");
 
         let mut good = true;
         let mut wrong = |key: &str, text: String| {
@@ -148,7 +145,7 @@ impl PodConfig {
             found
         });
         let (spec, mode, console) = (spec?, mode?, console?);
-        good.then_some(Self { metadata, spec, console, idle_command, shell_command, subsystems, mode, agent })
+        good.then_some(Self { metadata, spec, console, idle_command, shell_command, subsystems, mode, agent, expose })
     }
 }
 

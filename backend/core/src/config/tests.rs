@@ -92,10 +92,6 @@ fn every_mistake_is_told_with_its_place() {
             "kubernetes: {pod: {disableAgent: true, createMissingPods: true}}",
             "createMissingPods: is not supported: it is not",
         ),
-        (
-            "kubernetes: {pod: {disableAgent: true, exposeAuthMetadataAsEnv: {a: b}}}",
-            "exposeAuthMetadataAsEnv: is not supp",
-        ),
         ("kubernetes: {pod: {disableAgent: true, subsystems: {x: ''}}}", "x has no program"),
         ("kubernetes: {timeouts: {podStrt: 5s}, pod: {disableAgent: true}}", "unknown key; did you mean podStart?"),
         ("kubernetes: {timeouts: {podStart: soon}, pod: {disableAgent: true}}", "not a duration"),

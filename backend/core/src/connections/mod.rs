@@ -101,11 +101,12 @@ impl Connections {
     }
 
     async fn open_whole(&self, request: OpenRequest, events: &mpsc::Sender<OpenEvent>) -> Result<(), Refusal> {
-        let OpenRequest { who, environment } = request;
+        let OpenRequest { who, mut environment, metadata } = request;
         if let Some(kuberun) = self.settings.kuberun {
             kuberun.warn(Some(who.connection));
         }
         let (config, timeouts) = (&self.settings.pod, *self.lifecycle.timeouts());
+        config.expose.add_environment(&metadata, &mut environment);
         let given_up = || Refusal::new(Reason::Terminated, "the caller gave the connection up");
         let accepted = v1::Accepted {
             timeouts: Some(timeouts.to_proto()),
@@ -126,12 +127,14 @@ impl Connections {
         let (target, opened, undo) = match config.mode {
             Mode::Session => {
                 renewed.await?;
-                let base = template::base_pod(config, &who, &environment);
+                let mut base = template::base_pod(config, &who, &environment);
+                config.expose.mark(&metadata, &mut base.metadata);
                 let opened = v1::Opened { agent_level: level.into(), ..v1::Opened::default() };
                 (Target::Template(Box::new(base)), opened, None)
             }
             Mode::Connection => {
-                let pod = template::connection_pod(config, &who, &environment);
+                let mut pod = template::connection_pod(config, &who, &environment);
+                config.expose.mark(&metadata, &mut pod.metadata);
                 let start = StartRequest { pod, console: config.console.clone(), kind: Kind::Connection, deadline };
                 let (sender, mut progress) = mpsc::channel(8);
                 // From the moment that the pod is there, it is undone unless all the rest works too.

@@ -27,6 +27,8 @@ pub struct OpenRequest {
     pub who: Identity,
     /// For all programs of the connection.
     pub environment: BTreeMap<String, String>,
+    /// What authentication learnt about the user.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// The environment may hold secrets.
@@ -59,6 +61,7 @@ impl OpenRequest {
                 remote,
             },
             environment: message.environment.into_iter().collect(),
+            metadata: message.metadata.into_iter().collect(),
         })
     }
 }
