@@ -100,6 +100,11 @@ pub fn nested(notes: &[Note]) -> Shown {
     root
 }
 
+/// As YAML.
+pub fn to_yaml(value: &Shown) -> String {
+    serde_yaml::to_string(value).unwrap_or_default()
+}
+
 /// Steps are keys, and indexes with their closing bracket.
 fn put(place: &mut Shown, steps: &[&str], value: &Shown) {
     let Some((step, rest)) = steps.split_first() else {

@@ -16,7 +16,7 @@ mod strict;
 mod translate;
 
 pub use convert::{FromNode, Secret, TextOrNumber};
-pub use describe::{Kind, Note, Notes, Shown, nested};
+pub use describe::{Kind, Note, Notes, Shown, nested, to_yaml};
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use mistake::{Mistake, Mistakes};
 pub use node::Document;

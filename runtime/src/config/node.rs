@@ -1,7 +1,7 @@
 //! A document as a tree of values with positions.
 
 use super::{
-    describe::Note,
+    describe::{Kind, Note, Shown},
     mistake::{Mistake, Mistakes, Sink},
     section::Section,
 };
@@ -163,6 +163,11 @@ impl Document {
         let mut sink = Sink::new("");
         sink.describing = true;
         Self { root: Rc::new(Node { value: Value::Map(Vec::new()), at: (1, 1) }), sink }
+    }
+
+    /// The whole document as it stands, secrets and all: to be written anew, never to be logged.
+    pub fn value(&self) -> Shown {
+        self.root.shown(&Kind::Any)
     }
 
     /// What was read, in the order of reading: each key once or more.

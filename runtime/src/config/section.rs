@@ -206,6 +206,10 @@ impl Section {
 
     /// What a key's value is in the end, where the reader made more of it than stood there.
     pub fn effective(&mut self, key: &str, kind: Kind, value: Shown) {
+        if !self.names.is_empty() {
+            // What is read in other words is shown in its own.
+            return;
+        }
         self.sink.note(Note { path: self.below(key), kind, required: false, default: Some(value), given: None });
     }
 
@@ -237,6 +241,11 @@ impl Section {
         value
     }
 
+    /// Done without a look at the rest: its unknown keys are another reader's to tell.
+    pub fn leave(mut self) {
+        self.node = None;
+    }
+
     /// A key that belongs to another program.
     pub fn ignore(&mut self, key: &str) {
         self.known.insert(key.to_owned());
@@ -261,6 +270,13 @@ impl Section {
     pub fn warn(&self, key: &str, message: impl Into<String>) {
         let at = self.find(key).map_or(self.at, |node| node.at);
         self.sink.warn(at, &self.below(key), message);
+    }
+
+    /// Warns of a key itself; nothing where it is absent.
+    pub fn warn_key(&self, key: &str, message: impl Into<String>) {
+        if let Some(at) = self.key_position(key) {
+            self.sink.warn(at, &self.below(key), message);
+        }
     }
 
     fn unknown(&self, at: (u64, u64), path: &str, message: String) {

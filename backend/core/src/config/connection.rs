@@ -4,7 +4,7 @@ use podbay_runtime::config::{Secret, Section};
 use std::path::PathBuf;
 
 /// How to reach the API.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Connection {
     /// With the pod's own service account: the default.
     InCluster,
@@ -20,7 +20,7 @@ pub enum Connection {
 }
 
 /// PEM text from the configuration or from a file.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Pem {
     /// Text in the configuration; wins over a file.
     Inline(Secret),
@@ -29,7 +29,7 @@ pub enum Pem {
 }
 
 /// ContainerSSH's keys, by name (docs/configuration.md).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub struct Explicit {
     pub host: String,

@@ -126,7 +126,7 @@ fn pod(mut section: Section) -> (bool, Option<PodConfig>) {
     ] {
         if section.has(key) {
             section.ignore(key);
-            section.warn(key, hint);
+            section.warn_key(key, hint);
         }
     }
     let number = section.get::<usize>("consoleContainerNumber").unwrap_or_default().to_string();

@@ -79,6 +79,11 @@ impl Settings {
     }
 }
 
+/// Reads a section `kuberun` by itself, whichever backend counts.
+pub(crate) fn kuberun_settings(section: Section) -> Option<(Kuberun, Connection, PodConfig, Timeouts)> {
+    kuberun::read(section)
+}
+
 fn kubernetes(mut kubernetes: Section) -> (Option<Connection>, Option<PodConfig>, Timeouts) {
     for (key, hint) in [
         ("spec", "it belongs into kubernetes.pod.spec (ContainerSSH's page on kuberun shows it beside pod by mistake)"),

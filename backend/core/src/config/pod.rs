@@ -5,7 +5,7 @@ use k8s_openapi::{
     api::core::v1::{Container, PodSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use podbay_runtime::config::Section;
+use podbay_runtime::config::{FromNode as _, Kind, Section};
 use std::{collections::BTreeMap, fmt};
 
 /// The idle command of pods without agent, where none is configured: waits for TERM or INT, and ends at once on either.
@@ -40,7 +40,7 @@ impl From<Mode> for podbay::v1::ExecutionMode {
 }
 
 /// What pods look like: checked, complete. `Debug` leaves the objects out: environment variables may be secrets.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct PodConfig {
     /// With namespace.
     pub metadata: ObjectMeta,
@@ -93,12 +93,18 @@ impl PodConfig {
         let spec = if spec.is_none() && spec_wrong { None } else { Some(merge(spec.unwrap_or_default())) };
         let console: Option<usize> =
             if section.has("consoleContainerNumber") { section.get("consoleContainerNumber") } else { Some(0) };
+        section.effective("consoleContainerNumber", usize::kind(), console.unwrap_or_default().into());
         let mode = mode(section);
         let agent = agent(section);
-        let idle_command: Vec<String> = section.get("idleCommand").unwrap_or_else(|| idle(agent.as_deref()));
-        let shell_command: Vec<String> = section.get("shellCommand").unwrap_or_else(|| vec!["/bin/bash".into()]);
+        let idle_command: Vec<String> = section.or("idleCommand", idle(agent.as_deref()));
+        let shell_command: Vec<String> = section.or("shellCommand", vec!["/bin/bash".into()]);
         let mut subsystems = BTreeMap::from([("sftp".to_owned(), "/usr/lib/openssh/sftp-server".to_owned())]);
         subsystems.extend(section.get::<BTreeMap<String, String>>("subsystems").unwrap_or_default());
+        section.effective("subsystems", BTreeMap::<String, String>::kind(), subsystems.shown());
+        section.effective("metadata", Kind::Object("ObjectMeta"), serde_json::to_value(&metadata).unwrap_or_default());
+        if let Some(spec) = &spec {
+            section.effective("spec", Kind::Object("PodSpec"), masked(spec));
+        }
         let expose = Expose::read(section);
         section.refuse("createMissingPods", "it is not built yet");
 
@@ -162,6 +168,18 @@ fn mode(section: &mut Section) -> Option<Mode> {
             None
         }
     }
+}
+
+/// For showing: values of variables are masked, for they may be secrets.
+fn masked(spec: &PodSpec) -> serde_json::Value {
+    let mut spec = spec.clone();
+    let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+    for variable in containers.flat_map(|container| container.env.iter_mut().flatten()) {
+        if variable.value.is_some() {
+            variable.value = Some("***".into());
+        }
+    }
+    serde_json::to_value(&spec).unwrap_or_default()
 }
 
 /// The agent's path, where it is not off.
