@@ -4,6 +4,7 @@ mod agent_binary;
 mod check;
 mod demo;
 mod migrate;
+mod schema;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -31,6 +32,8 @@ enum Command {
     Check(check::Arguments),
     /// Rewrite a configuration for ContainerSSH's old backend kuberun for kubernetes, so that it means the same.
     Migrate(migrate::Arguments),
+    /// Print the configuration's JSON Schema, for editors, or the table of all its keys.
+    Schema(schema::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Command::AgentBinary => agent_binary::main().map(|()| ExitCode::SUCCESS),
         Command::Check(arguments) => check::main(&arguments),
         Command::Migrate(arguments) => migrate::main(&arguments),
+        Command::Schema(arguments) => Ok(schema::main(&arguments)),
     };
     match result {
         Ok(code) => code,

@@ -111,7 +111,7 @@ ssh:
   ciphers: [aes128-gcm@openssh.com, arcfour, nosuch]
   serverVersion: OpenSSH
   hostkeys: [/nonexistent/key, '-----BEGIN NONSENSE-----']
-  clientAliveCountMax: 0
+  clientAliveCountMax: -1
   bannr: x
 users:
   - name: alice

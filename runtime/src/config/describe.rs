@@ -82,7 +82,17 @@ impl Node {
             (Value::List(items), _) => items.iter().map(|item| item.shown(kind)).collect(),
             (Value::Map(entries), kind) => {
                 let below = if let Kind::Map(below) = kind { below } else { kind };
-                entries.iter().map(|(key, _, value)| (key.clone(), value.shown(below))).collect()
+                // A variable of a container: it may be a secret.
+                let variable =
+                    matches!(kind, Kind::Object(_)) && entries.iter().any(|(key, ..)| key.eq_ignore_ascii_case("name"));
+                let hide = |key: &str| variable && key.eq_ignore_ascii_case("value");
+                entries
+                    .iter()
+                    .map(|(key, _, value)| {
+                        let shown = if hide(key) { Shown::from(MASK) } else { value.shown(below) };
+                        (key.clone(), shown)
+                    })
+                    .collect()
             }
         }
     }

@@ -147,7 +147,15 @@ impl Section {
         self.read(key)
     }
 
+    /// What is read in other words is noted only where it is one of the file's keys.
+    fn is_the_files(&self, key: &str) -> bool {
+        self.names.is_empty() || self.names.iter().any(|(name, _)| *name == key)
+    }
+
     fn note(&mut self, key: &str, kind: Kind, required: bool, default: Option<Shown>) {
+        if !self.is_the_files(key) {
+            return;
+        }
         let given = self.find(key).map(|node| node.shown(&kind));
         self.sink.note(Note { path: self.below(key), kind, required, default, given });
     }
@@ -177,8 +185,10 @@ impl Section {
         let zero = |value: &T| *value == T::default();
         let unset = self.find(key).and_then(|node| T::from_node(&node).ok()).is_some_and(|value| zero(&value));
         let given = self.find(key).filter(|_| !unset).map(|node| node.shown(&T::kind()));
-        let (path, kind) = (self.below(key), T::kind());
-        self.sink.note(Note { path, kind, required: false, default: Some(default.shown()), given });
+        if self.is_the_files(key) {
+            let (path, kind) = (self.below(key), T::kind());
+            self.sink.note(Note { path, kind, required: false, default: Some(default.shown()), given });
+        }
         self.read(key).filter(|value| !zero(value)).unwrap_or(default)
     }
 

@@ -5,7 +5,7 @@
 //! 0.3 did, and a `command` in the podSpec stays the shell, as in 0.3, rather than being lost.
 
 use super::{Connection, PodConfig, Timeouts};
-use podbay_runtime::config::{Moved, Section};
+use podbay_runtime::config::{Kind, Moved, Section};
 use std::time::Duration;
 
 /// The event's code, as ContainerSSH has it: alerts go by it.
@@ -128,6 +128,10 @@ fn pod(mut section: Section) -> (bool, Option<PodConfig>) {
             section.ignore(key);
             section.warn_key(key, hint);
         }
+    }
+    if section.describing() {
+        section.effective("namespace", Kind::Text, "default".into());
+        section.effective("shellCommand", Kind::List(Box::new(Kind::Text)), Vec::<String>::new().into());
     }
     let number = section.get::<usize>("consoleContainerNumber").unwrap_or_default().to_string();
     let own = ["podSpec", "containers", &number, "command"];

@@ -87,7 +87,7 @@ impl PodConfig {
     }
 
     pub(super) fn read(section: &mut Section) -> Option<Self> {
-        let metadata = metadata(section.serde("metadata").unwrap_or_default());
+        let metadata = lowered(section, metadata(section.serde("metadata").unwrap_or_default()));
         let spec_wrong = section.has("spec");
         let spec: Option<PodSpec> = section.serde("spec");
         let spec = if spec.is_none() && spec_wrong { None } else { Some(merge(spec.unwrap_or_default())) };
@@ -156,18 +156,12 @@ impl PodConfig {
 }
 
 fn mode(section: &mut Section) -> Option<Mode> {
-    match section.or("mode", "connection".to_owned()).as_str() {
-        "" | "connection" => Some(Mode::Connection),
-        "session" => Some(Mode::Session),
-        "persistent" => {
-            section.mistake("mode", "persistent is not built yet; use connection or session");
-            None
-        }
-        other => {
-            section.mistake("mode", format!("{other:?} is not a mode; use connection or session"));
-            None
-        }
+    let words = [("connection", Some(Mode::Connection)), ("session", Some(Mode::Session)), ("persistent", None)];
+    let mode = section.word("mode", &words, "connection")?;
+    if mode.is_none() {
+        section.mistake("mode", "persistent is not built yet; use connection or session");
     }
+    mode
 }
 
 /// For showing: values of variables are masked, for they may be secrets.
@@ -196,6 +190,18 @@ fn idle(agent: Option<&str>) -> Vec<String> {
         Some(path) => [path, "wait-signal", "--signal", "INT", "--signal", "TERM"].map(Into::into).into(),
         None => IDLE.map(Into::into).into(),
     }
+}
+
+/// Names of pods have no capitals, and ContainerSSH's manual shows a prefix that has some: they are lowered, with a warning.
+fn lowered(section: &Section, mut metadata: ObjectMeta) -> ObjectMeta {
+    for (key, name) in [("name", &mut metadata.name), ("generateName", &mut metadata.generate_name)] {
+        if let Some(name) = name.as_mut().filter(|name| name.contains(|c: char| c.is_ascii_uppercase())) {
+            section
+                .warn("metadata", format!("{key} {name:?}: pod names have no capitals, so it is taken in lower case"));
+            name.make_ascii_lowercase();
+        }
+    }
+    metadata
 }
 
 fn metadata(mut metadata: ObjectMeta) -> ObjectMeta {
