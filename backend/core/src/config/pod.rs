@@ -87,7 +87,8 @@ impl PodConfig {
     }
 
     pub(super) fn read(section: &mut Section) -> Option<Self> {
-        let metadata = lowered(section, metadata(section.serde("metadata").unwrap_or_default()));
+        let given = section.serde("metadata").unwrap_or_default();
+        let metadata = lowered(section, metadata(given));
         let spec_wrong = section.has("spec");
         let spec: Option<PodSpec> = section.serde("spec");
         let spec = if spec.is_none() && spec_wrong { None } else { Some(merge(spec.unwrap_or_default())) };
