@@ -74,7 +74,7 @@ fn effective_shows_defaults_and_no_secrets() {
     for wanted in [
         "shellCommand",
         "/bin/bash",
-        "myPodNamePrefix-",
+        "mypodnameprefix-",
         "podStart: 60s",
         "bearerToken: '***'",
         "leaseDuration: 1m30s",

@@ -16,13 +16,19 @@ pub(super) fn migrated(before: &Shown, plan: &Plan) -> Shown {
     root.insert("backend".into(), "kubernetes".into());
     root.insert("kubernetes".into(), kubernetes(kuberun, plan));
     if plan.disable_command {
-        let security = object(&mut root, "security");
-        object(security, "command").insert("mode".into(), "disable".into());
-        object(security, "subsystem").insert("mode".into(), "disable".into());
+        let mut security = taken(&mut root, "security");
+        for key in ["command", "subsystem"] {
+            let mut item = taken(&mut security, key);
+            item.insert("mode".into(), "disable".into());
+            security.insert(key.into(), Shown::Object(item));
+        }
+        root.insert("security".into(), Shown::Object(security));
     }
     if let Some(listen) = &plan.listen {
         root.remove("listen");
-        object(&mut root, "ssh").entry("listen").or_insert_with(|| listen.clone());
+        let mut ssh = taken(&mut root, "ssh");
+        ssh.entry("listen").or_insert_with(|| listen.clone());
+        root.insert("ssh".into(), Shown::Object(ssh));
     }
     Shown::Object(root)
 }
@@ -74,15 +80,11 @@ fn kubernetes(mut kuberun: Shown, plan: &Plan) -> Shown {
     Shown::Object(section)
 }
 
-/// A map's map, made where it is none.
-fn object<'a>(map: &'a mut Map<String, Shown>, key: &str) -> &'a mut Map<String, Shown> {
-    let place = map.entry(key).or_insert_with(|| Shown::Object(Map::new()));
-    if !place.is_object() {
-        *place = Shown::Object(Map::new());
-    }
-    match place {
-        Shown::Object(below) => below,
-        _ => unreachable!("it was just made one"),
+/// A map's map, taken out; an empty one where it is none.
+fn taken(map: &mut Map<String, Shown>, key: &str) -> Map<String, Shown> {
+    match map.remove(key) {
+        Some(Shown::Object(below)) => below,
+        Some(_) | None => Map::new(),
     }
 }
 
