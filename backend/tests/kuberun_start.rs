@@ -50,7 +50,8 @@ log: {{format: ljson, level: 4}}
     let mut wanted = vec!["KUBERUN_DEPRECATED", "KUBERUN_INSECURE"];
     let mut seen = String::new();
     while !wanted.is_empty() {
-        let line = receiver.recv_timeout(Duration::from_mins(1)).unwrap_or_else(|_| panic!("no {wanted:?} in:\n{seen}"));
+        let line =
+            receiver.recv_timeout(Duration::from_mins(1)).unwrap_or_else(|_| panic!("no {wanted:?} in:\n{seen}"));
         let code = wanted.iter().position(|code| line.contains(&format!("\"code\":\"{code}\"")));
         if let Some(code) = code {
             assert!(line.contains("\"level\":\"WARN\""), "{line}");

@@ -106,7 +106,7 @@ macro_rules! integers {
     ($($type:ty),*) => {$(
         impl FromNode for $type {
             fn kind() -> Kind {
-                Kind::Whole { least: Self::MIN as i64, most: u64::try_from(Self::MAX).unwrap_or_default() }
+                Kind::Whole { least: i64::try_from(Self::MIN).unwrap_or_default(), most: u64::try_from(Self::MAX).unwrap_or_default() }
             }
 
             fn shown(&self) -> Shown {
