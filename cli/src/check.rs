@@ -148,7 +148,7 @@ async fn try_cluster(settings: &Settings) -> bool {
                 good = false;
                 eprintln!("cluster: {what}: {error}");
             }
-        };
+        }
         good
     };
     if !tell("the API answers".into(), cluster.ping().await.map_err(|error| error.to_string())) {

@@ -125,20 +125,21 @@ fn table(notes: &[Note]) -> String {
     for note in notes {
         let default = match (&note.kind, &note.default) {
             (Kind::Refused(why), _) => format!("refused: {}", why.replace('|', "\\|")),
-            (_, Some(Shown::Null)) | (_, None) if note.required => "required".into(),
-            (_, Some(Shown::Null)) | (_, None) => "none".into(),
+            (_, Some(Shown::Null) | None) if note.required => "required".into(),
+            (_, Some(Shown::Null) | None) => "none".into(),
             (Kind::Object(_), Some(value)) => format!("`{value}`"),
             (_, Some(Shown::String(value))) if value.is_empty() => "empty".into(),
             (_, Some(Shown::String(value))) => format!("`{value}`"),
             (_, Some(value)) => format!("`{value}`"),
         };
-        text += &format!(
+        let line = format!(
             "| `{}` | {} | {default} | {} | {} |\n",
             note.path,
             kind(&note.kind),
             owner(&note.path),
             since(&note.path)
         );
+        text += &line;
     }
     text
 }

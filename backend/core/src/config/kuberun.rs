@@ -137,9 +137,8 @@ fn pod(mut section: Section) -> (bool, Option<PodConfig>) {
     let own = ["podSpec", "containers", &number, "command"];
     let shell = match (section.has("shellCommand"), agent) {
         (true, _) => Moved::From("shellCommand"),
-        (false, true) => Moved::Empty,
         (false, false) if section.reaches(&own) => Moved::At(&own),
-        (false, false) => Moved::Empty,
+        (false, true | false) => Moved::Empty,
     };
     let keys = [
         ("mode", Moved::Text("session")),
