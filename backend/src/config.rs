@@ -6,7 +6,7 @@ use crate::{
 };
 use podbay_backend_core::{config::Settings, connections::ConfigWebhook, handle::KeyRing};
 use podbay_runtime::{
-    config::{Document, Mistakes, Section},
+    config::{Document, Mistake, Mistakes, Section},
     telemetry::Log,
     tls,
 };
@@ -27,6 +27,8 @@ pub struct Config {
     pub grpc: Grpc,
     /// `log`.
     pub log: Log,
+    /// What is no mistake, and yet most likely not what is meant.
+    pub warnings: Vec<Mistake>,
 }
 
 /// The gRPC side.
@@ -61,6 +63,12 @@ pub struct Tls {
     pub reload_interval: Duration,
 }
 
+/// Sections that belong to the frontend, which serves `metrics` and `health` too; the backend's are `grpc.adminListen`'s.
+const FRONTENDS: [&str; 8] = ["ssh", "users", "frontend", "auth", "audit", "geoip", "metrics", "health"];
+
+/// ContainerSSH's other backends. Their sections stand in files that it has dumped; which backend counts, `backend` says.
+const OTHER_BACKENDS: [&str; 3] = ["docker", "dockerrun", "sshproxy"];
+
 const DEFAULT_PORT: u16 = 8443;
 
 impl Config {
@@ -69,25 +77,24 @@ impl Config {
     /// # Errors
     /// All mistakes of the document, with their places.
     pub fn from_document(document: Document) -> Result<Self, Mistakes> {
-        let read = Self::read(&mut document.root());
-        document.finish_with(read)
+        let read = Self::from_section(&mut document.root());
+        let warnings = document.warnings();
+        Ok(Self { warnings, ..document.finish_with(read)? })
     }
 
-    fn read(root: &mut Section) -> Option<Self> {
+    /// The same for a document that others read too: its mistakes and warnings are told by the document. `None` where there are
+    /// mistakes that leave no configuration.
+    pub fn from_section(root: &mut Section) -> Option<Self> {
         let mut settings = Settings::read(root);
         let webhook = configserver::read(&mut root.section("configserver"), settings.as_mut());
         let grpc = Grpc::read(&mut root.section("grpc"));
         let log = Log::from_section(&mut root.section("log"));
-        for key in ["ssh", "users", "auth", "frontend"] {
+        for key in FRONTENDS.into_iter().chain(OTHER_BACKENDS) {
             root.ignore(key);
         }
-        if root.get::<String>("backend").is_some_and(|backend| backend != "kubernetes") {
-            root.mistake("backend", "only kubernetes is built");
-        }
-        for key in ["authz", "audit", "geoip", "metrics", "health", "kuberun", "docker", "dockerrun", "sshproxy"] {
-            root.refuse(key, "it is not built yet");
-        }
-        let config = Self { settings: settings?, webhook, grpc: grpc?, log };
+        root.refuse("authz", "it is auth.authz");
+        root.refuse("listen", "it has been ssh.listen since ContainerSSH 0.4");
+        let config = Self { settings: settings?, webhook, grpc: grpc?, log, warnings: Vec::new() };
         files::check(&config, root);
         Some(config)
     }

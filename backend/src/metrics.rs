@@ -47,13 +47,29 @@ fn seconds() -> Histogram {
 pub struct KubernetesMetrics {
     seconds: Histograms<Verb>,
     errors: Family<VerbError, Counter>,
+    /// ContainerSSH's names for the same.
+    containerssh: (Family<Backend, Counter>, Family<Backend, Counter>),
 }
+
+/// ContainerSSH's label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Backend {
+    backend: &'static str,
+}
+
+const KUBERNETES: Backend = Backend { backend: "kubernetes" };
 
 impl KubernetesMetrics {
     /// Registers them.
     pub fn new(registry: &mut Registry) -> Self {
-        let metrics =
-            Self { seconds: Family::new_with_constructor(seconds as fn() -> Histogram), errors: Family::default() };
+        let metrics = Self {
+            seconds: Family::new_with_constructor(seconds as fn() -> Histogram),
+            errors: Family::default(),
+            containerssh: Default::default(),
+        };
+        let (requests, errors) = metrics.containerssh.clone();
+        registry.register("containerssh_backend_requests", "Requests to the Kubernetes API", requests);
+        registry.register("containerssh_backend_errors", "Failed requests to the Kubernetes API", errors);
         registry.register(
             "podbay_kubernetes_request_seconds",
             "Time of requests to the Kubernetes API, until the answer or (exec, attach) the upgrade",
@@ -65,7 +81,9 @@ impl KubernetesMetrics {
 
     pub(crate) fn request(&self, verb: &'static str, took: Duration, error: Option<&ClusterError>) {
         self.seconds.get_or_create(&Verb { verb }).observe(took.as_secs_f64());
+        self.containerssh.0.get_or_create(&KUBERNETES).inc();
         if let Some(error) = error {
+            self.containerssh.1.get_or_create(&KUBERNETES).inc();
             let error = match error {
                 ClusterError::NotFound { .. } => "not_found",
                 ClusterError::AlreadyExists => "already_exists",

@@ -113,6 +113,9 @@ pub async fn run_on(
         tracing::warn!("no grpc.handleKeys: connections end with this process, and it must be the only replica");
         KeyRing::random()?
     };
+    if let Some(kuberun) = settings.kuberun {
+        kuberun.warn(None);
+    }
     let metrics = ServiceMetrics::new(&mut registry);
     let background = TaskTracker::new();
     let lifecycle = Lifecycle::new(Arc::clone(&cluster), settings.timeouts, background.clone());

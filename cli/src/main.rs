@@ -1,7 +1,10 @@
-//! `podbay`: the demo, and (later) `check`, `migrate` and the gRPC client.
+//! `podbay`: the demo, `check`, `migrate`, and (later) the gRPC client.
 
 mod agent_binary;
+mod check;
 mod demo;
+mod migrate;
+mod schema;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -25,6 +28,12 @@ enum Command {
     ///
     /// For example: podbay agent-binary >podbay-agent && chmod 0755 podbay-agent
     AgentBinary,
+    /// Say everything that is wrong with configurations; exit 0 where nothing is, else 2.
+    Check(check::Arguments),
+    /// Rewrite a configuration for ContainerSSH's old backend kuberun for kubernetes, so that it means the same.
+    Migrate(migrate::Arguments),
+    /// Print the configuration's JSON Schema, for editors, or the table of all its keys.
+    Schema(schema::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -32,11 +41,14 @@ fn main() -> ExitCode {
     podbay_minicluster::helper::maybe_run();
     let Arguments { command } = Arguments::parse();
     let result = match command {
-        Command::Demo(arguments) => demo::main(arguments),
-        Command::AgentBinary => agent_binary::main(),
+        Command::Demo(arguments) => demo::main(arguments).map(|()| ExitCode::SUCCESS),
+        Command::AgentBinary => agent_binary::main().map(|()| ExitCode::SUCCESS),
+        Command::Check(arguments) => check::main(&arguments),
+        Command::Migrate(arguments) => migrate::main(&arguments),
+        Command::Schema(arguments) => Ok(schema::main(&arguments)),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("podbay: {error:#}");
             ExitCode::FAILURE

@@ -6,6 +6,7 @@
 pub mod auth;
 pub mod backend;
 pub mod config;
+mod containerssh;
 mod hostkey;
 mod listen;
 pub mod metrics;

@@ -10,7 +10,7 @@ use podbay_runtime::{
 };
 use prometheus_client::registry::Registry;
 use std::{error::Error, path::PathBuf, process::ExitCode, sync::Arc};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinSet};
 
 /// The SSH frontend of Podbay.
 #[derive(Debug, Parser)]
@@ -34,6 +34,9 @@ async fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    for warning in &config.warnings {
+        eprintln!("warning: {warning}");
+    }
     if arguments.check {
         println!("{}: no mistakes", arguments.config.display());
         return ExitCode::SUCCESS;
@@ -54,9 +57,19 @@ async fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let readiness = Readiness::default();
+    let (registry, hard) = (Arc::new(registry), shutdown.hard.clone());
+    // They end with the process; until then the last words of a drain can be read.
+    let mut served = JoinSet::new();
     if let Some(address) = config.frontend.admin {
-        let admin = admin::serve(bind(address).await?, Arc::new(registry), readiness.clone(), shutdown.hard.clone());
-        tokio::spawn(admin);
+        served.spawn(admin::serve(bind(address).await?, Arc::clone(&registry), readiness.clone(), hard.clone()));
+    }
+    if let Some(metrics) = &config.operations.metrics {
+        let (listener, path) = (bind(metrics.listen).await?, metrics.path.clone());
+        let hard = hard.clone();
+        served.spawn(async move { admin::serve_metrics(listener, &path, registry, hard).await });
+    }
+    if let Some(address) = config.operations.health {
+        served.spawn(admin::serve_health(bind(address).await?, readiness.clone(), hard));
     }
     let parts = Parts { metrics: Some(metrics), readiness, shutdown, backend: None };
     Ok(run(config, listener, parts).await?)

@@ -1,5 +1,6 @@
 //! What the frontend counts. Names get Prometheus' `_total` from the registry; the prefix is `podbay_frontend_`.
 
+use crate::containerssh::Equivalents;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
     metrics::{
@@ -168,6 +169,7 @@ pub struct Metrics {
     durations: Family<CallMethod, Histogram, fn() -> Histogram>,
     closings: Family<Closed, Counter>,
     reloads: Family<Reloaded, Counter>,
+    containerssh: Equivalents,
 }
 
 impl fmt::Debug for Metrics {
@@ -200,6 +202,7 @@ impl Metrics {
             durations: Family::new_with_constructor(seconds),
             closings: Family::default(),
             reloads: Family::default(),
+            containerssh: Equivalents::new(registry),
         };
         let m = metrics.clone();
         let registry = registry.sub_registry_with_prefix("podbay_frontend");
@@ -226,16 +229,28 @@ impl Metrics {
     /// A connection has come into a state.
     pub fn entered(&self, state: ConnectionState) {
         self.connections.get_or_create(&State { state }).inc();
+        self.containerssh.entered();
+        match state {
+            ConnectionState::Unauthenticated => self.containerssh.accepted(),
+            ConnectionState::LoggedIn => self.containerssh.logged_in(),
+        }
     }
 
     /// A connection has left a state.
     pub fn left(&self, state: ConnectionState) {
         self.connections.get_or_create(&State { state }).dec();
+        self.containerssh.left();
+    }
+
+    /// A connection has ended without a login.
+    pub fn not_logged_in(&self) {
+        self.containerssh.not_logged_in();
     }
 
     /// An attempt to log in.
     pub fn auth(&self, method: Method, result: Outcome) {
         self.auth.get_or_create(&Auth { method, result }).inc();
+        self.containerssh.auth(method, result == Outcome::Success);
     }
 
     /// A program starts.

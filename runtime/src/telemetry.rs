@@ -1,6 +1,6 @@
 //! Logs: levels and formats. (Metrics are each process's own; [`crate::admin`] serves them.)
 
-use crate::config::Section;
+use crate::config::{Section, TextOrNumber};
 use std::io::IsTerminal as _;
 use tracing_subscriber::{
     EnvFilter, filter::LevelFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
@@ -23,23 +23,36 @@ pub struct Log {
     pub level: String,
     /// How lines look.
     pub format: Format,
+    /// Where they go.
+    pub destination: Destination,
+}
+
+/// Where the log goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Destination {
+    /// The default.
+    #[default]
+    Stderr,
+    /// As ContainerSSH's default.
+    Stdout,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: Format::default() }
+        Self { level: "info".to_owned(), format: Format::default(), destination: Destination::default() }
     }
 }
 
 impl Log {
-    /// Reads the `log` section: `level`, with ContainerSSH's words too (`notice`, `warning`, `critical` …), and `format`:
-    /// `text` or `json` (`ljson`).
+    /// Reads the `log` section: `level`, with ContainerSSH's words and numbers too (`notice`, `warning`, `crit`, 5 …), `format`:
+    /// `text` or `json` (`ljson`), and `destination`: `stderr` or `stdout`.
     pub fn from_section(log: &mut Section) -> Self {
-        let given = log.or("level", "info".to_owned());
+        let given = log.or("level", TextOrNumber("info".to_owned())).0;
         let level = match given.as_str() {
-            "notice" => "info",
-            "warning" => "warn",
-            "critical" | "alert" | "emergency" => "error",
+            "7" => "debug",
+            "notice" | "5" | "6" => "info",
+            "warning" | "4" => "warn",
+            "critical" | "crit" | "alert" | "emergency" | "emerg" | "3" | "2" | "1" | "0" => "error",
             other => other,
         };
         if !has_levels(level) {
@@ -48,18 +61,29 @@ impl Log {
                 "is none of off, error, warn, info, debug, trace, nor directives that name one each, such as info,podbay_frontend=debug",
             );
         }
-        let format = match log.get::<String>("format").as_deref() {
-            None | Some("text") => Format::Text,
-            Some("json" | "ljson") => Format::Json,
-            Some(_) => {
-                log.mistake("format", "is neither text nor json");
-                Format::Text
-            }
-        };
-        log.refuse("destination", "logs go to stderr; let the service manager or the cluster collect them");
-        log.refuse("file", "logs go to stderr");
-        log.refuse("syslog", "logs go to stderr");
-        Self { level: level.to_owned(), format }
+        let formats = [("text", Format::Text), ("json", Format::Json), ("ljson", Format::Json)];
+        let format = log.word("format", &formats, "text").unwrap_or_default();
+        let destinations = [
+            ("stderr", Some(Destination::Stderr)),
+            ("stdout", Some(Destination::Stdout)),
+            ("file", None),
+            ("syslog", None),
+        ];
+        let destination = log.word("destination", &destinations, "stderr").flatten().unwrap_or_default();
+        // Without meaning, as in ContainerSSH, unless destination says so; they stand in files that it has dumped.
+        log.get::<String>("file");
+        let mut syslog = log.section("syslog");
+        for key in ["destination", "facility", "tag"] {
+            syslog.get::<String>(key);
+        }
+        syslog.or("pid", false);
+        if log.text("destination").is_some_and(|word| word == "file" || word == "syslog") {
+            log.mistake(
+                "destination",
+                "is not supported: logs go to stderr or stdout; let the service manager or the cluster collect them",
+            );
+        }
+        Self { level: level.to_owned(), format, destination }
     }
 }
 
@@ -71,16 +95,24 @@ fn has_levels(directives: &str) -> bool {
         && EnvFilter::try_new(directives).is_ok()
 }
 
-/// Sends this process's log to stderr. `RUST_LOG` overrides the level. A second call does nothing.
+/// Sends this process's log where it shall go. `RUST_LOG` overrides the level. A second call does nothing.
 pub fn init(log: &Log) {
     let filter = EnvFilter::try_from_default_env()
         .or_else(|_| EnvFilter::try_new(&log.level))
         .unwrap_or_else(|_| EnvFilter::new("info"));
     let registry = tracing_subscriber::registry().with(filter);
-    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
-    let done = match log.format {
-        Format::Text => registry.with(lines).try_init(),
-        Format::Json => registry.with(lines.json().flatten_event(true)).try_init(),
+    let lines = fmt::layer();
+    let done = match (log.format, log.destination) {
+        (Format::Text, Destination::Stderr) => {
+            registry.with(lines.with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal())).try_init()
+        }
+        (Format::Text, Destination::Stdout) => {
+            registry.with(lines.with_ansi(std::io::stdout().is_terminal())).try_init()
+        }
+        (Format::Json, Destination::Stderr) => {
+            registry.with(lines.json().flatten_event(true).with_writer(std::io::stderr)).try_init()
+        }
+        (Format::Json, Destination::Stdout) => registry.with(lines.json().flatten_event(true)).try_init(),
     };
     drop(done);
 }
@@ -103,6 +135,9 @@ mod tests {
             "notice",
             "warning",
             "critical",
+            "crit",
+            "emerg",
+            "5",
             "info,podbay_frontend=debug",
             "podbay=debug",
             "info,podbay_backend::service=off",

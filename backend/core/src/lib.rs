@@ -9,6 +9,7 @@ pub mod handle;
 pub mod identity;
 pub mod lifecycle;
 pub mod link;
+pub mod migrate;
 pub mod ownership;
 pub mod policy;
 pub mod session;

@@ -153,7 +153,7 @@ fn mark(metadata: &mut ObjectMeta, who: &Identity, mode: Mode) {
 
 /// A user's name as a label's value: ContainerSSH's replacement of foreign characters by `-`, then trimmed so that the
 /// API always takes it. `None` where nothing is left or it is longer than 63 bytes; the annotation has the whole name.
-fn label_value(name: &str) -> Option<String> {
+pub(crate) fn label_value(name: &str) -> Option<String> {
     if name.len() > 63 {
         return None;
     }

@@ -365,3 +365,22 @@ async fn a_start_that_an_operator_ends_says_so() {
         (Reason::Terminated, "an operator ended this connection: no")
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn metadata_is_shown_on_pods_where_the_configuration_says_so() {
+    let expose = "connection, exposeAuthMetadataAsEnv: {team: TEAM}, exposeAuthMetadataAsLabels: {team: team},
+        exposeAuthMetadataAsAnnotations: {mail: mail}";
+    let world = World::new(expose);
+    let mut request = World::request(1, 1, "a");
+    request.facts.metadata = [("team", "red"), ("mail", "a@b")]
+        .map(|(key, value)| (key.to_owned(), podbay_runtime::webhook::Entry::new(value.to_owned(), false)))
+        .into();
+    let (sender, _events) = mpsc::channel(64);
+    world.connections.open(request, sender).await.expect("opened");
+    let pods = world.cluster.pods();
+    let pod = pods.first().expect("a pod");
+    assert_eq!(pod.metadata.labels.as_ref().expect("labels")["team"], "red");
+    assert_eq!(pod.metadata.annotations.as_ref().expect("annotations")["mail"], "a@b");
+    let variables = pod.spec.as_ref().and_then(|spec| spec.containers[0].env.as_ref()).expect("variables");
+    assert!(variables.iter().any(|variable| variable.name == "TEAM" && variable.value.as_deref() == Some("red")));
+}

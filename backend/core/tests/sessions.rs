@@ -58,6 +58,7 @@ impl World {
             environment: [("A".to_owned(), "1".to_owned())].into(),
             agent: None,
             security: podbay_backend_core::policy::Security::default(),
+            only_shells: false,
             target: target(&cluster),
         };
         let sessions = Sessions::new(lifecycle.clone(), leases);

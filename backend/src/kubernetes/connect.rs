@@ -90,6 +90,7 @@ fn explicit_config(explicit: &Explicit) -> Result<Config, ConnectError> {
     let mut config = Config::new(url);
     config.auth_info = auth_info(explicit)?;
     config.tls_server_name.clone_from(&explicit.server_name);
+    config.accept_invalid_certs = explicit.insecure;
     match &explicit.cacert {
         None => {}
         Some(Pem::File(file)) => {

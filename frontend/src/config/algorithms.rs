@@ -82,15 +82,15 @@ impl Algorithms {
     pub fn from_section(ssh: &mut Section) -> Self {
         let default = Self::default();
         Self {
-            ciphers: list(ssh, "ciphers", &CIPHERS).unwrap_or(default.ciphers),
-            kex: list(ssh, "kex", &KEXES).unwrap_or(default.kex),
-            macs: list(ssh, "macs", &MACS).unwrap_or(default.macs),
+            ciphers: list(ssh, "ciphers", &CIPHERS, default.ciphers),
+            kex: list(ssh, "kex", &KEXES, default.kex),
+            macs: list(ssh, "macs", &MACS, default.macs),
         }
     }
 }
 
-fn list<N: AsRef<str> + Copy>(ssh: &mut Section, key: &str, known: &[N]) -> Option<Vec<N>> {
-    let names: Vec<String> = ssh.get(key)?;
+fn list<N: AsRef<str> + Copy>(ssh: &mut Section, key: &str, known: &[N], default: Vec<N>) -> Vec<N> {
+    let names: Vec<String> = ssh.filled(key, default.iter().map(|name| name.as_ref().to_owned()).collect());
     let mut found = Vec::new();
     for name in &names {
         match known.iter().find(|known| known.as_ref() == name) {
@@ -102,5 +102,5 @@ fn list<N: AsRef<str> + Copy>(ssh: &mut Section, key: &str, known: &[N]) -> Opti
             }
         }
     }
-    (!found.is_empty()).then_some(found)
+    if found.is_empty() { default } else { found }
 }

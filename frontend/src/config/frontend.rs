@@ -98,11 +98,10 @@ impl FrontendConfig {
                 section.mistake(key, "must be at least 1");
             }
         }
-        if let Some(text) = section.get::<String>("maxStartups") {
-            match startups(&text) {
-                Some(startups) => config.startups = startups,
-                None => section.mistake("maxStartups", "must be BEGIN:PERCENT:FULL, for example 50:30:200"),
-            }
+        let Startups { begin, rate, full } = config.startups;
+        match startups(&section.or("maxStartups", format!("{begin}:{rate}:{full}"))) {
+            Some(startups) => config.startups = startups,
+            None => section.mistake("maxStartups", "must be BEGIN:PERCENT:FULL, for example 50:30:200"),
         }
         usable.then_some(config)
     }
@@ -157,8 +156,11 @@ fn backend(mut section: Section) -> Option<BackendConfig> {
 }
 
 fn tls_client(mut section: Section, present: bool) -> Option<Security> {
-    let (ca, cert, key): (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>) =
-        (if present { section.required("ca") } else { section.get("ca") }, section.get("cert"), section.get("key"));
+    let (ca, cert, key): (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>) = (
+        if present || section.describing() { section.required("ca") } else { section.get("ca") },
+        section.get("cert"),
+        section.get("key"),
+    );
     let name: Option<String> = section.get("serverName");
     let reload_interval = tls::reload_interval(&mut section);
     let identity = match (cert, key) {

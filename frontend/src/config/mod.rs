@@ -3,26 +3,31 @@
 mod algorithms;
 mod auth;
 mod frontend;
+mod operations;
 mod penalties;
 mod ssh;
 mod users;
 
 pub use algorithms::Algorithms;
 pub use frontend::{BackendConfig, FrontendConfig};
+pub use operations::{MetricsConfig, Operations};
 pub use penalties::PenaltyConfig;
 pub use ssh::{HostKeys, SshConfig};
 
 use crate::auth::{AuthConfig, Users};
 use podbay_runtime::{
-    config::{Document, Mistakes, Section},
+    config::{Document, Mistake, Mistakes, Section},
     telemetry::Log,
 };
 
 /// Sections that belong to the backend.
-const BACKENDS: [&str; 7] = ["kubernetes", "grpc", "ownership", "security", "backend", "docker", "configserver"];
+const BACKENDS: [&str; 7] = ["kubernetes", "kuberun", "grpc", "ownership", "security", "backend", "configserver"];
+
+/// ContainerSSH's other backends. Their sections stand in files that it has dumped; which backend counts, `backend` says.
+const OTHER_BACKENDS: [&str; 3] = ["docker", "dockerrun", "sshproxy"];
 
 /// Sections that nobody has built yet.
-const NOT_BUILT: [&str; 8] = ["authz", "audit", "geoip", "metrics", "health", "kuberun", "dockerrun", "sshproxy"];
+const NOT_BUILT: [&str; 1] = ["authz"];
 
 /// Everything the frontend is told.
 #[derive(Debug, Clone)]
@@ -35,8 +40,12 @@ pub struct Config {
     pub users: Users,
     /// `frontend`
     pub frontend: FrontendConfig,
+    /// `metrics` and `health`
+    pub operations: Operations,
     /// `log`
     pub log: Log,
+    /// What is no mistake, and yet most likely not what is meant.
+    pub warnings: Vec<Mistake>,
 }
 
 impl Config {
@@ -47,24 +56,27 @@ impl Config {
     /// Every mistake at once.
     pub fn from_document(document: Document) -> Result<Self, Mistakes> {
         let config = Self::from_section(document.root());
-        document.finish_with(config)
+        let warnings = document.warnings();
+        Ok(Self { warnings, ..document.finish_with(config)? })
     }
 
     /// The same for a document that others read too: its mistakes show when the document is finished. `None` where
     /// there are some that leave no configuration.
     pub fn from_section(mut root: Section) -> Option<Self> {
-        for section in BACKENDS {
+        for section in BACKENDS.into_iter().chain(OTHER_BACKENDS) {
             root.ignore(section);
         }
         for section in NOT_BUILT {
             root.refuse(section, "this version has not built it yet");
         }
+        root.refuse("listen", "it has been ssh.listen since ContainerSSH 0.4");
+        let operations = Operations::from_root(&mut root);
         let log = Log::from_section(&mut root.section("log"));
         let ssh = SshConfig::from_section(root.section("ssh"));
         let auth = auth::from_section(root.section("auth"));
         let users = users::from_root(&mut root, auth.lets_anybody_in());
         let frontend = FrontendConfig::from_section(root.section("frontend"));
-        Some(Self { ssh, auth, users, frontend: frontend?, log })
+        Some(Self { ssh, auth, users, frontend: frontend?, operations, log, warnings: Vec::new() })
     }
 }
 
@@ -105,7 +117,7 @@ ssh:
   ciphers: [aes128-gcm@openssh.com, arcfour, nosuch]
   serverVersion: OpenSSH
   hostkeys: [/nonexistent/key, '-----BEGIN NONSENSE-----']
-  clientAliveCountMax: 0
+  clientAliveCountMax: -1
   bannr: x
 users:
   - name: alice
@@ -115,7 +127,7 @@ users:
 frontend:
   backend: {addresses: [], tls: {ca: /nonexistent/ca}}
   drainTimeout: soon
-audit: {}
+audit: {enable: true}
 authz: {method: none}
 kubernetes: {anything: goes}
 security: {anything: goes}
@@ -155,5 +167,49 @@ security: {anything: goes}
         .expect("a configuration");
         assert_eq!(config.ssh.client_alive_interval, None);
         assert_eq!(config.ssh.algorithms.kex.len(), 2);
+    }
+
+    #[test]
+    fn containersshs_operations_are_served_or_refused_by_name() {
+        let good = read(&format!(
+            "metrics: {{enable: true, listen: '127.0.0.1:9', path: /m}}\nhealth: {{enable: true}}\n{MINIMAL}"
+        ));
+        let operations = good.expect("a configuration").operations;
+        let metrics = MetricsConfig { listen: "127.0.0.1:9".parse().expect("an address"), path: "/m".into() };
+        assert_eq!(operations.metrics, Some(metrics));
+        assert_eq!(operations.health.map(|at| at.to_string()).as_deref(), Some("0.0.0.0:7000"));
+        // As ContainerSSH dumps its defaults.
+        let dumped = "
+log: {level: 5, format: ljson, destination: stdout, file: /var/log/containerssh/containerssh.log,
+  syslog: {destination: /dev/log, facility: auth, tag: ContainerSSH, pid: false}}
+metrics: {enable: false, path: /metrics, listen: '0.0.0.0:9100', cert: '', key: '', clientcacert: '', tlsVersion: '1.3',
+  curves: [x25519, secp256r1], cipher: 'TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384'}
+health: {enable: false, listen: '0.0.0.0:7000', client: {url: 'http://127.0.0.1:7000/', timeout: 2000000000, allowRedirects: false,
+  cacert: '', cert: '', key: '', tlsVersion: '1.3', curves: [], cipher: []}}
+geoip: {provider: dummy, maxmind-geoip2-file: /var/lib/GeoIP/GeoIP2-Country.mmdb}
+audit: {enable: false, format: none, storage: none, intercept: {stdin: false, stdout: false, stderr: false, passwords: false, forwarding: false},
+  file: {directory: /var/log/audit}, s3: {local: /var/lib/audit, accessKey: '', secretKey: '', bucket: '', region: '', endpoint: '', acl: '',
+  cacert: '', pathStyleAccess: false, uploadPartSize: 5242880, parallelUploads: 20, metadata: {ip: false, username: false}}}
+docker: {anything: goes}
+sshproxy: {anything: goes}
+";
+        let config = read(&format!("{dumped}{MINIMAL}")).expect("a configuration");
+        assert_eq!(config.operations, Operations::default());
+        for (text, wanted) in [
+            ("metrics: {enable: true, cert: x}", "t.yaml:1:31: metrics.cert: TLS is not built here"),
+            ("metrics: {enable: true, path: m}", "metrics.path: must begin with /"),
+            ("metrics: {enabled: true}", "metrics.enabled: unknown key; did you mean enable?"),
+            ("health: {enable: true, clientcacert: x}", "health.clientcacert: TLS is not built here"),
+            ("audit: {enable: true}", "t.yaml:1:17: audit.enable: there is no audit log yet"),
+            ("audit: {format: audit}", "audit.format: \"audit\" is none of none, binary, asciinema"),
+            ("geoip: {provider: maxmind}", "geoip.provider: maxmind is not built: use dummy"),
+            ("log: {destination: syslog}", "log.destination: is not supported: logs go to stderr or stdout"),
+            ("log: {destination: file}", "log.destination: is not supported: logs go to stderr or stdout"),
+            ("log: {format: xml}", "log.format: \"xml\" is none of text, json, ljson"),
+            ("listen: '0.0.0.0:22'", "listen: is not supported: it has been ssh.listen"),
+        ] {
+            let told = read(&format!("{text}\n{MINIMAL}")).expect_err(text);
+            assert!(told.len() == 1 && told[0].contains(wanted), "{text}: {told:?}");
+        }
     }
 }

@@ -59,7 +59,7 @@ impl Default for SshConfig {
 impl SshConfig {
     pub(super) fn from_section(mut ssh: Section) -> Self {
         let default = Self::default();
-        let server_version = ssh.or("serverVersion", default.server_version);
+        let server_version = ssh.filled("serverVersion", default.server_version);
         if !is_version(&server_version) {
             ssh.mistake(
                 "serverVersion",
@@ -74,10 +74,7 @@ impl SshConfig {
         if !interval.is_zero() && interval < Duration::from_secs(1) {
             ssh.mistake("clientAliveInterval", "must be 0 (off) or at least 1s");
         }
-        let count = ssh.or("clientAliveCountMax", default.client_alive_count_max);
-        if count == 0 {
-            ssh.mistake("clientAliveCountMax", "must be at least 1");
-        }
+        let count = ssh.filled("clientAliveCountMax", default.client_alive_count_max);
         Self {
             listen: ssh.or("listen", default.listen),
             server_version,

@@ -118,7 +118,7 @@ async fn supervise(
 ) {
     let server = &conn.server;
     {
-        let _counted = counted;
+        let mut counted = counted;
         let mut stage = conn.stage.subscribe();
         let login = async {
             let keyed = timeout_at(keyed_by, stage.wait_for(|stage| *stage >= Stage::Keyed)).await.is_ok();
@@ -133,6 +133,7 @@ async fn supervise(
             info!(connection = %conn.id, remote = %conn.remote, "no login in time");
             return;
         }
+        counted.logged_in = true;
     }
     permit.logged_in();
     let _counted = Counted::new(server, ConnectionState::LoggedIn);
@@ -208,18 +209,23 @@ async fn watch_cap(conn: &Conn, handle: &Handle) -> Infallible {
 struct Counted {
     server: Arc<Server>,
     state: ConnectionState,
+    /// It leaves its state for the better.
+    logged_in: bool,
 }
 
 impl Counted {
     fn new(server: &Arc<Server>, state: ConnectionState) -> Self {
         server.metrics.entered(state);
-        Self { server: Arc::clone(server), state }
+        Self { server: Arc::clone(server), state, logged_in: state == ConnectionState::LoggedIn }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.server.metrics.left(self.state);
+        if !self.logged_in {
+            self.server.metrics.not_logged_in();
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use podbay_frontend::{
     Config, Metrics, Parts,
     auth::{AuthConfig, PasswordHash, User, Users, parse_authorized_key},
     backend::{connector::Security, pool::Addresses},
-    config::{BackendConfig, FrontendConfig, HostKeys, SshConfig},
+    config::{BackendConfig, FrontendConfig, HostKeys, Operations, SshConfig},
 };
 use podbay_runtime::{admin::Readiness, shutdown::Shutdown, telemetry::Log};
 use prometheus_client::registry::Registry;
@@ -117,6 +117,8 @@ impl World {
             users: users(&key),
             frontend: FrontendConfig { drain_timeout: Duration::from_secs(2), ..FrontendConfig::new(backend) },
             log: Log::default(),
+            operations: Operations::default(),
+            warnings: Vec::new(),
         };
         change(&mut config);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");

@@ -1,7 +1,8 @@
 //! From nodes to the types that configurations are made of.
 
 use super::{
-    duration::parse_duration,
+    describe::{Kind, MASK, Shown},
+    duration::{format_duration, parse_duration},
     node::{Node, Value},
 };
 use std::{
@@ -20,6 +21,16 @@ pub type Problem = ((u64, u64), String, String);
 
 /// A type that a node of a configuration can be read as.
 pub trait FromNode: Sized {
+    /// What may stand there, for the schema and the table of keys.
+    fn kind() -> Kind {
+        Kind::Any
+    }
+
+    /// The value as a configuration would give it; secrets masked, `Null` where it can't be shown.
+    fn shown(&self) -> Shown {
+        Shown::Null
+    }
+
     /// Reads the node, or says everything that is wrong with it.
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>>;
 }
@@ -33,6 +44,14 @@ fn expected<T>(node: &Node, what: &str) -> Result<T, Vec<Problem>> {
 }
 
 impl FromNode for String {
+    fn kind() -> Kind {
+        Kind::Text
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::from(self.as_str())
+    }
+
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
         match &node.value {
             Value::Text(text) => Ok(text.clone()),
@@ -44,7 +63,37 @@ impl FromNode for String {
     }
 }
 
+/// Text, or a whole number in its decimal form.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TextOrNumber(pub String);
+
+impl FromNode for TextOrNumber {
+    fn kind() -> Kind {
+        Kind::TextOrNumber
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::from(self.0.as_str())
+    }
+
+    fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
+        match &node.value {
+            Value::Text(text) => Ok(Self(text.clone())),
+            Value::Int(number) => Ok(Self(number.to_string())),
+            _ => expected(node, "text or a whole number"),
+        }
+    }
+}
+
 impl FromNode for bool {
+    fn kind() -> Kind {
+        Kind::Flag
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::from(*self)
+    }
+
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
         match &node.value {
             Value::Bool(value) => Ok(*value),
@@ -56,6 +105,14 @@ impl FromNode for bool {
 macro_rules! integers {
     ($($type:ty),*) => {$(
         impl FromNode for $type {
+            fn kind() -> Kind {
+                Kind::Whole { least: i64::try_from(Self::MIN).unwrap_or_default(), most: u64::try_from(Self::MAX).unwrap_or_default() }
+            }
+
+            fn shown(&self) -> Shown {
+                Shown::from(*self)
+            }
+
             fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
                 match &node.value {
                     Value::Int(value) => Self::try_from(*value).or_else(|_| {
@@ -70,6 +127,14 @@ macro_rules! integers {
 integers!(u16, u32, u64, usize, i32, i64);
 
 impl FromNode for f64 {
+    fn kind() -> Kind {
+        Kind::Number
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::from(*self)
+    }
+
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
         match &node.value {
             Value::Int(value) => Ok(*value as Self),
@@ -81,6 +146,14 @@ impl FromNode for f64 {
 
 /// Go's syntax, or a bare integer of nanoseconds as in ContainerSSH's JSON.
 impl FromNode for Duration {
+    fn kind() -> Kind {
+        Kind::Duration
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::from(format_duration(*self))
+    }
+
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
         match &node.value {
             Value::Text(text) => parse_duration(text).or_else(|error| problem(node, error.to_string())),
@@ -93,6 +166,14 @@ impl FromNode for Duration {
 }
 
 impl FromNode for PathBuf {
+    fn kind() -> Kind {
+        Kind::Path
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::from(self.display().to_string())
+    }
+
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
         String::from_node(node).map(Self::from)
     }
@@ -104,18 +185,42 @@ fn parsed<T: FromStr>(node: &Node, what: &str) -> Result<T, Vec<Problem>> {
 }
 
 impl FromNode for IpAddr {
+    fn kind() -> Kind {
+        Kind::Text
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::from(self.to_string())
+    }
+
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
         parsed(node, "an IP address")
     }
 }
 
 impl FromNode for SocketAddr {
+    fn kind() -> Kind {
+        Kind::Address
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::from(self.to_string())
+    }
+
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
         parsed(node, "an address with port, such as 0.0.0.0:2222 or [::]:2222")
     }
 }
 
 impl<T: FromNode> FromNode for Vec<T> {
+    fn kind() -> Kind {
+        Kind::List(Box::new(T::kind()))
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::Array(self.iter().map(T::shown).collect())
+    }
+
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
         let Value::List(items) = &node.value else { return expected(node, "a list") };
         let parts = items.iter().enumerate().map(|(i, item)| (format!("[{i}]"), item));
@@ -124,6 +229,14 @@ impl<T: FromNode> FromNode for Vec<T> {
 }
 
 impl<T: FromNode> FromNode for BTreeMap<String, T> {
+    fn kind() -> Kind {
+        Kind::Map(Box::new(T::kind()))
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::Object(self.iter().map(|(key, value)| (key.clone(), value.shown())).collect())
+    }
+
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
         let Value::Map(entries) = &node.value else { return expected(node, "a map") };
         let parts = entries.iter().map(|(key, _, value)| (format!(".{key}"), value));
@@ -171,6 +284,14 @@ impl fmt::Debug for Secret {
 }
 
 impl FromNode for Secret {
+    fn kind() -> Kind {
+        Kind::Secret
+    }
+
+    fn shown(&self) -> Shown {
+        Shown::from(MASK)
+    }
+
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
         String::from_node(node).map(Self::new)
     }

@@ -1,5 +1,6 @@
 //! What is wrong with a configuration, and where.
 
+use super::describe::Note;
 use std::{cell::RefCell, fmt, rc::Rc};
 
 /// One mistake: file, line, column, path and what to do about it.
@@ -51,21 +52,45 @@ impl fmt::Display for Mistakes {
 pub(super) struct Sink {
     file: Rc<str>,
     found: Rc<RefCell<Vec<Mistake>>>,
+    warned: Rc<RefCell<Vec<Mistake>>>,
+    notes: Rc<RefCell<Vec<Note>>>,
+    /// There is no file: readers are only asked what they would read.
+    pub(super) describing: bool,
 }
 
 impl Sink {
     pub(super) fn new(file: &str) -> Self {
-        Self { file: file.into(), found: Rc::default() }
+        Self { file: file.into(), found: Rc::default(), warned: Rc::default(), notes: Rc::default(), describing: false }
     }
 
-    pub(super) fn add(&self, (line, column): (u64, u64), path: &str, message: impl Into<String>) {
-        self.found.borrow_mut().push(Mistake {
-            file: self.file.to_string(),
-            line,
-            column,
-            path: path.to_owned(),
-            message: message.into(),
-        });
+    pub(super) fn add(&self, at: (u64, u64), path: &str, message: impl Into<String>) {
+        self.found.borrow_mut().push(self.mistake(at, path, message));
+    }
+
+    /// What is no mistake, and yet most likely not what is meant.
+    pub(super) fn warn(&self, at: (u64, u64), path: &str, message: impl Into<String>) {
+        self.warned.borrow_mut().push(self.mistake(at, path, message));
+    }
+
+    fn mistake(&self, (line, column): (u64, u64), path: &str, message: impl Into<String>) -> Mistake {
+        Mistake { file: self.file.to_string(), line, column, path: path.to_owned(), message: message.into() }
+    }
+
+    pub(super) fn note(&self, note: Note) {
+        self.notes.borrow_mut().push(note);
+    }
+
+    /// What was read so far.
+    pub(super) fn notes(&self) -> Vec<Note> {
+        self.notes.borrow().clone()
+    }
+
+    /// The warnings so far, in the order of the file, each once.
+    pub(super) fn warnings(&self) -> Vec<Mistake> {
+        let mut warned = self.warned.borrow().clone();
+        warned.sort_by(|a, b| (a.line, a.column, &a.path).cmp(&(b.line, b.column, &b.path)));
+        warned.dedup();
+        warned
     }
 
     /// The file's name.

@@ -7,17 +7,21 @@
 //! One YAML reader serves the whole tree: serde-saphyr, under the name `serde_yaml` (docs/design/0001-yaml.md).
 
 mod convert;
+mod describe;
 mod duration;
 mod mistake;
 mod node;
 mod section;
 mod strict;
+mod translate;
 
-pub use convert::{FromNode, Secret};
+pub use convert::{FromNode, Secret, TextOrNumber};
+pub use describe::{Kind, Note, Notes, Shown, nested, to_yaml};
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use mistake::{Mistake, Mistakes};
 pub use node::Document;
 pub use section::Section;
+pub use translate::Moved;
 
 #[cfg(test)]
 mod tests;

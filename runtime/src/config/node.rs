@@ -1,6 +1,7 @@
 //! A document as a tree of values with positions.
 
 use super::{
+    describe::{Kind, Note, Shown},
     mistake::{Mistake, Mistakes, Sink},
     section::Section,
 };
@@ -200,6 +201,28 @@ impl Document {
     /// What was no file: `name` stands in messages, and there are no lines.
     pub fn from_value(name: &str, value: &Json) -> Self {
         Self { root: Rc::new(Node::from_json(value)), sink: Sink::new(name) }
+    }
+
+    /// A document that is not there: its sections note what readers ask for ([`Self::notes`]).
+    pub fn describing() -> Self {
+        let mut sink = Sink::new("");
+        sink.describing = true;
+        Self { root: Rc::new(Node { value: Value::Map(Vec::new()), at: (1, 1) }), sink }
+    }
+
+    /// The whole document as it stands, secrets and all: to be written anew, never to be logged.
+    pub fn value(&self) -> Shown {
+        self.root.shown(&Kind::Any)
+    }
+
+    /// What was read, in the order of reading: each key once or more.
+    pub fn notes(&self) -> Vec<Note> {
+        self.sink.notes()
+    }
+
+    /// What is no mistake, and yet most likely not what is meant. Complete once the sections are dropped.
+    pub fn warnings(&self) -> Vec<Mistake> {
+        self.sink.warnings()
     }
 
     /// The whole document as a section.

@@ -21,23 +21,26 @@ use std::{cell::RefCell, collections::BTreeSet, fmt, rc::Rc, slice};
 pub(super) struct Reading {
     any_case: bool,
     problems: RefCell<Vec<Problem>>,
+    /// Keys that the type does not know.
+    unknown: RefCell<Vec<Problem>>,
 }
 
 impl Reading {
     /// With `any_case`, fields are found in any case.
     pub(super) fn new(any_case: bool) -> Self {
-        Self { any_case, problems: RefCell::default() }
+        Self { any_case, problems: RefCell::default(), unknown: RefCell::default() }
     }
 
-    /// The value, where there is one, and everything that is wrong; paths are those below the node.
-    pub(super) fn read<T: DeserializeOwned>(self, node: &Node) -> (Option<T>, Vec<Problem>) {
+    /// The value, where there is one, everything that is wrong, and unknown keys; paths are those below the node.
+    pub(super) fn read<T: DeserializeOwned>(self, node: &Node) -> (Option<T>, Vec<Problem>, Vec<Problem>) {
         let read = T::deserialize(Place { node, path: String::new(), reading: &self });
         let mut problems = self.problems.take();
+        let unknown = self.unknown.take();
         match read {
-            Ok(value) => (Some(value), problems),
+            Ok(value) => (Some(value), problems, unknown),
             Err(Failed { at, path, message }) => {
                 problems.push((at.unwrap_or(node.at), path, message));
-                (None, problems)
+                (None, problems, unknown)
             }
         }
     }
@@ -202,7 +205,8 @@ impl<'de> MapAccess<'de> for Entries<'_> {
                 None => key.as_str(),
                 Some(fields) => match reading.field(fields, key) {
                     None => {
-                        reading.add(*at, &path, format!("unknown key{}", suggest(key, fields.iter().copied())));
+                        let message = format!("unknown key{}", suggest(key, fields.iter().copied()));
+                        reading.unknown.borrow_mut().push((*at, path, message));
                         continue;
                     }
                     Some(field) if !self.seen.insert(field) => {

@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 
 /// `reloadInterval` of a `tls` section: how often certificate files are looked at for changes; 30 s unless given.
 pub fn reload_interval(section: &mut Section) -> Duration {
-    let every = section.get("reloadInterval").unwrap_or(Duration::from_secs(30));
+    let every = section.or("reloadInterval", Duration::from_secs(30));
     if every < Duration::from_millis(100) {
         section.mistake("reloadInterval", "must be at least 100ms");
     }

@@ -4,7 +4,7 @@ use podbay_runtime::config::{Secret, Section};
 use std::path::PathBuf;
 
 /// How to reach the API.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Connection {
     /// With the pod's own service account: the default.
     InCluster,
@@ -20,7 +20,7 @@ pub enum Connection {
 }
 
 /// PEM text from the configuration or from a file.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Pem {
     /// Text in the configuration; wins over a file.
     Inline(Secret),
@@ -29,7 +29,7 @@ pub enum Pem {
 }
 
 /// ContainerSSH's keys, by name (docs/configuration.md).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub struct Explicit {
     pub host: String,
@@ -46,9 +46,11 @@ pub struct Explicit {
     pub qps: f64,
     /// Requests at once.
     pub burst: u32,
+    /// The server's certificate is not checked: only `kuberun` can say so.
+    pub insecure: bool,
 }
 
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 15] = [
     "host",
     "path",
     "username",
@@ -64,8 +66,6 @@ const KEYS: [&str; 17] = [
     "bearerTokenFile",
     "qps",
     "burst",
-    "insecure",
-    "timeout",
 ];
 
 impl Connection {
@@ -73,7 +73,7 @@ impl Connection {
         let file: Option<PathBuf> = section.get("kubeconfig");
         let context: Option<String> = section.get("context");
         section.refuse("insecure", "the API server's certificate is always checked; give cacertFile");
-        section.refuse("timeout", "kubernetes.timeouts.http bounds requests");
+        section.refuse("timeout", "it is a key of kuberun; here kubernetes.timeouts.http bounds requests");
         let set: Vec<&str> = KEYS.into_iter().filter(|key| section.has(key)).collect();
         match (file, set.first()) {
             (Some(_), Some(key)) => {
@@ -88,6 +88,10 @@ impl Connection {
                 section.mistake("context", "needs kubeconfig");
                 None
             }
+            (None, None) if section.describing() => {
+                drop(Explicit::read(section));
+                None
+            }
             (None, None) => Some(Self::InCluster),
             (None, Some(_)) => Explicit::read(section).map(|explicit| Self::Explicit(Box::new(explicit))),
         }
@@ -97,9 +101,9 @@ impl Connection {
 impl Explicit {
     fn read(section: &mut Section) -> Option<Self> {
         // Empty text means 'not set', as in ContainerSSH.
+        let host = section.filled("host", "kubernetes.default.svc".to_owned());
+        let path = section.filled("path", "/api".to_owned());
         let mut text = |key| section.get::<String>(key).filter(|text| !text.is_empty());
-        let host = text("host").unwrap_or_else(|| "kubernetes.default.svc".into());
-        let path = text("path").unwrap_or_else(|| "/api".into());
         let (username, server_name) = (text("username"), text("serverName"));
         let mut secret = |key| section.get::<Secret>(key).filter(|secret| !secret.expose().is_empty());
         let (password, bearer_token) = (secret("password"), secret("bearerToken"));
@@ -111,8 +115,8 @@ impl Explicit {
             inline.map(Pem::Inline).or(file.map(Pem::File))
         };
         let (cert, key, cacert) = (pem("cert", "certFile"), pem("key", "keyFile"), pem("cacert", "cacertFile"));
-        let qps = section.get::<f64>("qps").filter(|qps| *qps != 0.0).unwrap_or(5.0);
-        let burst = section.get::<u32>("burst").filter(|burst| *burst != 0).unwrap_or(10);
+        let qps = section.filled("qps", 5.0_f64);
+        let burst = section.filled("burst", 10_u32);
 
         let mut good = true;
         let mut wrong = |key: &str, text: String| {
@@ -158,6 +162,7 @@ impl Explicit {
             bearer_token_file,
             qps,
             burst,
+            insecure: false,
         })
     }
 

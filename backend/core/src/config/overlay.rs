@@ -35,6 +35,10 @@ impl Base {
 }
 
 impl Settings {
+    const fn backend(&self) -> &'static str {
+        if self.kuberun.is_some() { "kuberun" } else { "kubernetes" }
+    }
+
     /// These settings with an answer's `config` over them.
     ///
     /// # Errors
@@ -51,8 +55,8 @@ impl Settings {
         }
         match config.remove("backend") {
             None => {}
-            Some(Value::String(backend)) if backend == "kubernetes" => {}
-            Some(_) => return Err("config.backend: only kubernetes is built".to_owned()),
+            Some(Value::String(backend)) if backend == self.backend() => {}
+            Some(_) => return Err(format!("config.backend: is {} for all connections: leave it out", self.backend())),
         }
         let security = match config.remove("security") {
             None => self.security.clone(),
@@ -63,6 +67,12 @@ impl Settings {
             return Err(format!("config.{key}: unknown key"));
         }
         let Some(kubernetes) = kubernetes else { return Ok(Self { security, ..self.clone() }) };
+        if self.kuberun.is_some() {
+            return Err(
+                "config.kubernetes: the file's backend is kuberun, over which nothing can be put: podbay migrate"
+                    .to_owned(),
+            );
+        }
         if kubernetes.get("connection").is_some() {
             return Err("config.kubernetes.connection: is the same for all connections: leave it out".to_owned());
         }
@@ -81,7 +91,8 @@ impl Settings {
 
 /// `security` of an answer over the file's.
 fn overlaid_security(file: Security, answer: &Value) -> Result<Security, String> {
-    let document = Document::from_value("config", &Value::Object(Map::from_iter([("security".to_owned(), answer.clone())])));
+    let document =
+        Document::from_value("config", &Value::Object(Map::from_iter([("security".to_owned(), answer.clone())])));
     let over = Security::read(&mut document.root().section("security"));
     let over = document.finish_with(Some(over)).map_err(|mistakes| mistakes.to_string())?;
     Ok(file.merged(over))

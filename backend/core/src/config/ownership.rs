@@ -1,6 +1,6 @@
 //! `ownership`: how long an owner that says nothing keeps its pods.
 
-use podbay_runtime::config::{Section, format_duration};
+use podbay_runtime::config::{FromNode as _, Section, format_duration};
 use std::time::Duration;
 
 /// Leases and the reaper.
@@ -27,10 +27,11 @@ impl Ownership {
     pub(super) fn read(section: &mut Section, pod_namespace: &str) -> Option<Self> {
         let default = Self::new(pod_namespace);
         let unset = |d: &Duration| !d.is_zero();
-        let lease_duration = section.get("leaseDuration").filter(unset).unwrap_or(default.lease_duration);
+        let lease_duration = section.filled("leaseDuration", default.lease_duration);
         let wait = section.get("backendWait").filter(unset);
         // A shorter lease alone must not be a mistake: then the default wait shrinks with it.
         let backend_wait = wait.unwrap_or_else(|| default.backend_wait.min(lease_duration * 2 / 3));
+        section.effective("backendWait", Duration::kind(), backend_wait.shown());
         let namespace: String = section.or("namespace", default.namespace);
         let mut good = true;
         if lease_duration < Duration::from_secs(1) {

@@ -1,10 +1,11 @@
 //! `kubernetes.pod`: what pods look like.
 
+use super::Expose;
 use k8s_openapi::{
     api::core::v1::{Container, PodSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use podbay_runtime::config::Section;
+use podbay_runtime::config::{FromNode as _, Kind, Section};
 use std::{collections::BTreeMap, fmt};
 
 /// The idle command of pods without agent, where none is configured: waits for TERM or INT, and ends at once on either.
@@ -39,7 +40,7 @@ impl From<Mode> for podbay::v1::ExecutionMode {
 }
 
 /// What pods look like: checked, complete. `Debug` leaves the objects out: environment variables may be secrets.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct PodConfig {
     /// With namespace.
     pub metadata: ObjectMeta,
@@ -57,6 +58,8 @@ pub struct PodConfig {
     pub mode: Mode,
     /// The path of the guest agent in the console container; `None` = it is off.
     pub agent: Option<String>,
+    /// What of the users' metadata is shown on pods.
+    pub expose: Expose,
 }
 
 impl fmt::Debug for PodConfig {
@@ -84,26 +87,27 @@ impl PodConfig {
     }
 
     pub(super) fn read(section: &mut Section) -> Option<Self> {
-        let metadata = metadata(section.serde("metadata").unwrap_or_default());
+        let given = section.serde("metadata").unwrap_or_default();
+        let metadata = lowered(section, metadata(given));
         let spec_wrong = section.has("spec");
         let spec: Option<PodSpec> = section.serde("spec");
         let spec = if spec.is_none() && spec_wrong { None } else { Some(merge(spec.unwrap_or_default())) };
         let console: Option<usize> =
             if section.has("consoleContainerNumber") { section.get("consoleContainerNumber") } else { Some(0) };
+        section.effective("consoleContainerNumber", usize::kind(), console.unwrap_or_default().into());
         let mode = mode(section);
         let agent = agent(section);
-        let idle_command: Vec<String> = section.get("idleCommand").unwrap_or_else(|| idle(agent.as_deref()));
-        let shell_command: Vec<String> = section.get("shellCommand").unwrap_or_else(|| vec!["/bin/bash".into()]);
+        let idle_command: Vec<String> = section.or("idleCommand", idle(agent.as_deref()));
+        let shell_command: Vec<String> = section.or("shellCommand", vec!["/bin/bash".into()]);
         let mut subsystems = BTreeMap::from([("sftp".to_owned(), "/usr/lib/openssh/sftp-server".to_owned())]);
         subsystems.extend(section.get::<BTreeMap<String, String>>("subsystems").unwrap_or_default());
-        for key in [
-            "createMissingPods",
-            "exposeAuthMetadataAsEnv",
-            "exposeAuthMetadataAsLabels",
-            "exposeAuthMetadataAsAnnotations",
-        ] {
-            section.refuse(key, "it is not built yet");
+        section.effective("subsystems", BTreeMap::<String, String>::kind(), subsystems.shown());
+        section.effective("metadata", Kind::Object("ObjectMeta"), serde_json::to_value(&metadata).unwrap_or_default());
+        if let Some(spec) = &spec {
+            section.effective("spec", Kind::Object("PodSpec"), masked(spec));
         }
+        let expose = Expose::read(section);
+        section.refuse("createMissingPods", "it is not built yet");
 
         let mut good = true;
         let mut wrong = |key: &str, text: String| {
@@ -148,23 +152,29 @@ impl PodConfig {
             found
         });
         let (spec, mode, console) = (spec?, mode?, console?);
-        good.then_some(Self { metadata, spec, console, idle_command, shell_command, subsystems, mode, agent })
+        good.then_some(Self { metadata, spec, console, idle_command, shell_command, subsystems, mode, agent, expose })
     }
 }
 
 fn mode(section: &mut Section) -> Option<Mode> {
-    match section.or("mode", "connection".to_owned()).as_str() {
-        "" | "connection" => Some(Mode::Connection),
-        "session" => Some(Mode::Session),
-        "persistent" => {
-            section.mistake("mode", "persistent is not built yet; use connection or session");
-            None
-        }
-        other => {
-            section.mistake("mode", format!("{other:?} is not a mode; use connection or session"));
-            None
+    let words = [("connection", Some(Mode::Connection)), ("session", Some(Mode::Session)), ("persistent", None)];
+    let mode = section.word("mode", &words, "connection")?;
+    if mode.is_none() {
+        section.mistake("mode", "persistent is not built yet; use connection or session");
+    }
+    mode
+}
+
+/// For showing: values of variables are masked, for they may be secrets.
+fn masked(spec: &PodSpec) -> serde_json::Value {
+    let mut spec = spec.clone();
+    let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+    for variable in containers.flat_map(|container| container.env.iter_mut().flatten()) {
+        if variable.value.is_some() {
+            variable.value = Some("***".into());
         }
     }
+    serde_json::to_value(&spec).unwrap_or_default()
 }
 
 /// The agent's path, where it is not off.
@@ -181,6 +191,18 @@ fn idle(agent: Option<&str>) -> Vec<String> {
         Some(path) => [path, "wait-signal", "--signal", "INT", "--signal", "TERM"].map(Into::into).into(),
         None => IDLE.map(Into::into).into(),
     }
+}
+
+/// Names of pods have no capitals, and ContainerSSH's manual shows a prefix that has some: they are lowered, with a warning.
+fn lowered(section: &Section, mut metadata: ObjectMeta) -> ObjectMeta {
+    for (key, name) in [("name", &mut metadata.name), ("generateName", &mut metadata.generate_name)] {
+        if let Some(name) = name.as_mut().filter(|name| name.contains(|c: char| c.is_ascii_uppercase())) {
+            section
+                .warn("metadata", format!("{key} {name:?}: pod names have no capitals, so it is taken in lower case"));
+            name.make_ascii_lowercase();
+        }
+    }
+    metadata
 }
 
 fn metadata(mut metadata: ObjectMeta) -> ObjectMeta {

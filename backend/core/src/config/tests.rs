@@ -68,7 +68,10 @@ fn every_mistake_is_told_with_its_place() {
         ),
         ("kubernetes: {pod: {agentPath: ''}}", "kubernetes.pod.agentPath: \"\" is not an absolute path"),
         ("kubernetes: {pod: {mode: session, shellCommand: []}}", "must not be empty in mode session with the agent"),
-        ("kubernetes: {pod: {disableAgent: true, mode: x}}", "f.yaml:1:46: kubernetes.pod.mode: \"x\" is not a mode"),
+        (
+            "kubernetes: {pod: {disableAgent: true, mode: x}}",
+            "f.yaml:1:46: kubernetes.pod.mode: \"x\" is none of connection",
+        ),
         ("kubernetes: {pod: {disableAgent: true, mode: persistent}}", "persistent is not built yet"),
         (
             "kubernetes: {pod: {disableAgent: true, consoleContainerNumber: 1}}",
@@ -87,15 +90,11 @@ fn every_mistake_is_told_with_its_place() {
             "kubernetes: {pod: {disableAgent: true, mode: session, spec: {restartPolicy: Always}}}",
             "only Never is possible",
         ),
-        ("kubernetes: {pod: {disableAgent: true, metadata: {generateName: Big-}}}", "pod names begin with"),
+        ("kubernetes: {pod: {disableAgent: true, metadata: {generateName: big_}}}", "pod names begin with"),
         ("kubernetes: {pod: {disableAgent: true, metadata: {uid: x}}}", "uid is set by the cluster"),
         (
             "kubernetes: {pod: {disableAgent: true, createMissingPods: true}}",
             "createMissingPods: is not supported: it is not",
-        ),
-        (
-            "kubernetes: {pod: {disableAgent: true, exposeAuthMetadataAsEnv: {a: b}}}",
-            "exposeAuthMetadataAsEnv: is not supp",
         ),
         ("kubernetes: {pod: {disableAgent: true, subsystems: {x: ''}}}", "x has no program"),
         ("kubernetes: {timeouts: {podStrt: 5s}, pod: {disableAgent: true}}", "unknown key; did you mean podStart?"),

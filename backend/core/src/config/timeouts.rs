@@ -39,8 +39,7 @@ impl Default for Timeouts {
 impl Timeouts {
     pub(super) fn read(section: &mut Section) -> Self {
         let default = Self::default();
-        // `0s` means 'not set', as in ContainerSSH.
-        let mut or = |key, default: Duration| section.get(key).filter(|d: &Duration| !d.is_zero()).unwrap_or(default);
+        let mut or = |key, default: Duration| section.filled(key, default);
         Self {
             pod_start: or("podStart", default.pod_start),
             pod_stop: or("podStop", default.pod_stop),

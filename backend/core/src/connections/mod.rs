@@ -28,6 +28,7 @@ use podbay::{
     ConnectionId,
     v1::{self, Reason, Refusal},
 };
+use podbay_runtime::webhook::Entry;
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
@@ -128,18 +129,24 @@ impl Connections {
     }
 
     async fn open_whole(&self, mut request: OpenRequest, events: &mpsc::Sender<OpenEvent>) -> Result<(), Refusal> {
+        if let Some(kuberun) = self.settings.kuberun {
+            kuberun.warn(Some(request.who.connection));
+        }
         let settings = match &self.webhook {
             Some(webhook) => Arc::new(webhook.settings(&mut request, &self.settings).await?),
             None => Arc::clone(&self.settings),
         };
         let OpenRequest { who, facts, .. } = request;
-        let environment: BTreeMap<_, _> =
-            facts.environment.into_iter().map(|(name, entry)| (name, entry.value)).collect();
+        let values = |entries: BTreeMap<String, Entry<String>>| -> BTreeMap<String, String> {
+            entries.into_iter().map(|(name, entry)| (name, entry.value)).collect()
+        };
+        let (mut environment, metadata) = (values(facts.environment), values(facts.metadata));
         if environment.contains_key(ORIGINAL_COMMAND) {
             let text = format!("environment: {ORIGINAL_COMMAND} is the backend's own");
             return Err(Refusal::new(Reason::Policy, text));
         }
         let (config, timeouts) = (&settings.pod, settings.timeouts);
+        config.expose.add_environment(&metadata, &mut environment);
         files::possible(&facts.files, config)?;
         let given_up = || Refusal::new(Reason::Terminated, "the caller gave the connection up");
         let accepted = v1::Accepted {
@@ -158,12 +165,14 @@ impl Connections {
         let (target, opened, undo) = match config.mode {
             Mode::Session => {
                 renewed.await?;
-                let base = template::base_pod(config, &who, &environment);
+                let mut base = template::base_pod(config, &who, &environment);
+                config.expose.mark(&metadata, &mut base.metadata);
                 let opened = v1::Opened { agent_level: level.into(), ..v1::Opened::default() };
                 (Target::Template(Box::new(base)), opened, None)
             }
             Mode::Connection => {
-                let pod = template::connection_pod(config, &who, &environment);
+                let mut pod = template::connection_pod(config, &who, &environment);
+                config.expose.mark(&metadata, &mut pod.metadata);
                 let start = StartRequest { pod, console: config.console.clone(), kind: Kind::Connection, deadline };
                 let (sender, mut progress) = mpsc::channel(8);
                 // From the moment that the pod is there, it is undone unless all the rest works too.

@@ -56,6 +56,9 @@ pub struct Contents {
     /// The policy. Absent in handles from before there was one, when all of it was refused at start.
     #[serde(default)]
     pub security: Security,
+    /// kuberun's `disableCommand`: only shells.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only_shells: bool,
     /// Where programs run.
     pub target: Target,
 }
@@ -99,6 +102,7 @@ impl Contents {
             environment,
             agent: config.agent.clone(),
             security: settings.security.clone(),
+            only_shells: settings.kuberun.is_some_and(|kuberun| kuberun.disable_command),
             target,
         }
     }

@@ -76,6 +76,7 @@ mod testing {
             environment: std::collections::BTreeMap::new(),
             agent: None,
             security: crate::policy::Security::default(),
+            only_shells: false,
             target: Target::Pod {
                 namespace: "ns".into(),
                 name: "p".into(),

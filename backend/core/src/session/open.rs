@@ -5,6 +5,7 @@ use super::{
     violation,
 };
 use crate::{
+    config::EXEC_DISABLED,
     handle::Contents,
     policy::{Denied, ORIGINAL_COMMAND, Runs},
     wrapper,
@@ -184,6 +185,10 @@ fn session_environment(given: &std::collections::HashMap<String, String>) -> Res
 fn argv(program: Option<&Program>, contents: &Contents) -> Result<Vec<String>, Refusal> {
     match program {
         None => Err(invalid("Open names no program: shell, exec or subsystem")),
+        Some(Program::Exec(_) | Program::Subsystem(_)) if contents.only_shells => {
+            tracing::info!(code = EXEC_DISABLED, connection = %contents.connection, "a program was refused: kuberun.pod.disableCommand");
+            Err(Refusal::new(Reason::Policy, "commands are disabled here; ask for a shell"))
+        }
         Some(Program::Shell(v1::Shell {})) => Ok(contents.shell.clone()),
         Some(Program::Exec(exec)) if exec.argv.is_empty() => {
             let command = &exec.command;
@@ -290,6 +295,16 @@ mod tests {
         contents.security.subsystem = Rule { mode: Some(Mode::Filter), ..Rule::default() };
         asked.take_over = true;
         assert_eq!(refused(&asked, &contents), Some(Reason::Policy));
+    }
+
+    #[test]
+    fn kuberuns_disable_command_leaves_shells() {
+        let contents = Contents { only_shells: true, ..contents() };
+        let reason = |program| Opening::parse(&open(program), &contents).map(drop).map_err(|refusal| refusal.reason());
+        assert_eq!(reason(Program::Shell(Shell {})), Ok(()));
+        assert_eq!(reason(exec("id", &[])), Err(Reason::Policy));
+        assert_eq!(reason(exec("", &["id"])), Err(Reason::Policy));
+        assert_eq!(reason(Program::Subsystem(Subsystem { name: "sftp".into() })), Err(Reason::Policy));
     }
 
     #[test]

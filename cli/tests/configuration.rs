@@ -1,0 +1,165 @@
+//! `podbay check`, `migrate` and `schema` as their users meet them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+fn podbay(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_podbay")).args(arguments).output().expect("runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+struct Dir(tempfile::TempDir);
+
+impl Dir {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a directory"))
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.0.path().join(name);
+        fs::write(&path, text).expect("written");
+        path.display().to_string()
+    }
+}
+
+/// A file of ContainerSSH 0.4, whole but for what is not built.
+const KUBERNETES: &str = "
+ssh: {listen: '0.0.0.0:2222', serverVersion: SSH-2.0-ContainerSSH, clientAliveInterval: 0s, clientAliveCountMax: 0}
+backend: kubernetes
+kubernetes:
+  timeouts: {podStart: 60s, podStop: 60s, commandStart: 60s, http: 15s, signal: 60s, window: 60s}
+  connection: {host: 'https://api', bearerToken: hunter2}
+  pod:
+    metadata: {namespace: default, generateName: myPodNamePrefix-, labels: {foo: bar}}
+    spec: {containers: [{name: shell, image: containerssh/containerssh-guest-image, env: [{name: A, value: hunter3}]}]}
+    agentPath: /usr/bin/containerssh-agent
+log: {level: notice, format: ljson, destination: stdout}
+";
+
+#[test]
+fn check_says_what_is_wrong_in_all_files_and_exits_2() {
+    let dir = Dir::new();
+    let good = dir.write("good.yaml", KUBERNETES);
+    let bad = dir.write("bad.yaml", "kubernetes:\n  podd: {}\nssh:\n  listn: x\n  banner: 5\n");
+    let run = podbay(&["check", &good]);
+    assert_eq!(run.status.code(), Some(0), "{run:?}");
+    assert_eq!(text(&run.stdout), format!("{good}: no mistakes\n"));
+    for lacking in ["grpc is not there: podbay-backend needs it", "frontend is not there: podbay-frontend needs it"] {
+        assert!(text(&run.stderr).contains(lacking), "{run:?}");
+    }
+    let run = podbay(&["check", &bad, &good, "/nonexistent/file"]);
+    assert_eq!(run.status.code(), Some(2), "{run:?}");
+    let told = text(&run.stderr);
+    for wanted in [
+        &format!("{bad}:2:3: kubernetes.podd: unknown key; did you mean pod?"),
+        &format!("{bad}:4:3: ssh.listn: unknown key; did you mean listen?"),
+        &format!("{bad}:5:11: ssh.banner: expected text, found a number"),
+        &"/nonexistent/file: can't be read".to_owned(),
+    ] {
+        assert!(told.contains(wanted), "{wanted} is not in {told}");
+    }
+}
+
+#[test]
+fn effective_shows_defaults_and_no_secrets() {
+    let dir = Dir::new();
+    let run = podbay(&["check", "--effective", &dir.write("f.yaml", KUBERNETES)]);
+    let shown = text(&run.stdout);
+    for wanted in [
+        "shellCommand",
+        "/bin/bash",
+        "mypodnameprefix-",
+        "podStart: 60s",
+        "bearerToken: '***'",
+        "leaseDuration: 1m30s",
+        "clientAliveCountMax: 3",
+    ] {
+        assert!(shown.replace('"', "'").contains(wanted), "{wanted} is not in:\n{shown}");
+    }
+    assert!(!shown.contains("hunter"), "{shown}");
+}
+
+#[test]
+fn migrate_writes_what_check_takes() {
+    let dir = Dir::new();
+    let old = "# mine\nbackend: kuberun\nkuberun:\n  timeout: 30s # enough\n  pod:\n    namespace: users\n    podSpec:\n      containers:\n      - image: registry.example/i:1\n";
+    let file = dir.write("old.yaml", old);
+    assert_eq!(podbay(&["migrate", "--check", &file]).status.code(), Some(1));
+    let run = podbay(&["migrate", &file]);
+    assert_eq!(run.status.code(), Some(0), "{run:?}");
+    let new = text(&run.stdout);
+    assert!(
+        new.starts_with("# mine\nbackend: kubernetes\nkubernetes:\n  timeouts:\n    podStart: 30s # enough\n"),
+        "{new}"
+    );
+    for wanted in ["changed: pod.podSpec is pod.spec", "less safe: if the image's CMD"] {
+        assert!(text(&run.stderr).contains(wanted), "{run:?}");
+    }
+    let run = podbay(&["migrate", "--in-place", &file]);
+    assert_eq!(run.status.code(), Some(0), "{run:?}");
+    assert_eq!(fs::read_to_string(&file).expect("read"), new);
+    assert_eq!(fs::read_to_string(format!("{file}.bak")).expect("read"), old);
+    assert_eq!(podbay(&["check", &file]).status.code(), Some(0));
+    assert_eq!(podbay(&["migrate", "--check", &file]).status.code(), Some(0));
+    // A backup is never lost.
+    fs::write(&file, old).expect("written");
+    let run = podbay(&["migrate", "--in-place", &file]);
+    assert_eq!((run.status.code(), fs::read_to_string(&file).expect("read").as_str()), (Some(1), old), "{run:?}");
+    let bad = dir.write("bad.yaml", "backend: kuberun\nkuberun: {timeout: soon}\n");
+    assert_eq!(podbay(&["migrate", &bad]).status.code(), Some(2));
+}
+
+fn in_repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// With PODBAY_UPDATE=1 the files are written instead.
+#[test]
+fn the_schema_and_the_table_of_keys_are_not_stale() {
+    for (arguments, path) in
+        [(&["schema"][..], "deploy/podbay.schema.json"), (&["schema", "--keys"][..], "docs/configuration-keys.md")]
+    {
+        let made = text(&podbay(arguments).stdout);
+        let path = in_repository(path);
+        if std::env::var_os("PODBAY_UPDATE").is_some() {
+            fs::write(&path, &made).expect("written");
+        }
+        let there = fs::read_to_string(&path).unwrap_or_default();
+        assert!(made.len() > 1000 && there == made, "{} is stale: run the tests with PODBAY_UPDATE=1", path.display());
+    }
+}
+
+#[test]
+fn check_tries_the_cluster() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let dir = Dir::new();
+    let cluster = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let mut options = podbay_minicluster::Options::new(listener);
+        options.helper = Some(env!("CARGO_BIN_EXE_podbay").into());
+        podbay_minicluster::Minicluster::start(options).await.expect("a minicluster")
+    });
+    let kubeconfig = dir.write("kubeconfig", cluster.kubeconfig());
+    let with = |more: &str| {
+        format!("kubernetes:\n  connection: {{kubeconfig: {kubeconfig:?}}}\n  pod: {{disableAgent: true{more}}}\n")
+    };
+    let run = podbay(&["check", "--cluster", &dir.write("good.yaml", &with(""))]);
+    let told = text(&run.stdout) + &text(&run.stderr);
+    assert_eq!(run.status.code(), Some(0), "{told}");
+    assert!(
+        told.contains("cluster: the API answers: good") && told.contains("a pod would be taken in namespace default"),
+        "{told}"
+    );
+    let run = podbay(&["check", "--cluster", &dir.write("nowhere.yaml", &with(", metadata: {namespace: nowhere}"))]);
+    let told = text(&run.stdout) + &text(&run.stderr);
+    assert_eq!(run.status.code(), Some(2), "{told}");
+    assert!(text(&run.stderr).contains("nowhere"), "{told}");
+    runtime.block_on(cluster.shutdown());
+}
