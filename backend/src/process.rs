@@ -15,7 +15,7 @@ use podbay::{
 };
 use podbay_backend_core::{
     cluster::Cluster,
-    config::Settings,
+    config::{NameTemplate, Persistent, Settings},
     connections::Connections,
     handle::{KeyError, KeyRing},
     lifecycle::Lifecycle,
@@ -120,6 +120,8 @@ pub async fn run_on(
     let leases = Leases::new(Arc::clone(&cluster), settings.ownership.clone());
     let namespace = settings.pod.namespace().to_owned();
     let pod_stop = settings.timeouts.pod_stop;
+    let idle_timeout = settings.pod.persistent.as_ref().and_then(|which| which.idle_timeout);
+    warn_of_shared(&settings);
     let service = Service {
         connections: Connections::new(lifecycle.clone(), leases.clone(), Arc::new(settings), Arc::new(keys)),
         sessions: Sessions::new(lifecycle.clone(), leases.clone()),
@@ -136,7 +138,7 @@ pub async fn run_on(
     let (reporter, health) = tonic_health::server::health_reporter();
     tell_serving(&reporter, true).await;
     helpers.spawn(watch_kubernetes(reporter.clone(), Arc::clone(&cluster), stop.clone()));
-    let reaper = Reaper::new(lifecycle, leases, namespace);
+    let reaper = Reaper::new(lifecycle, leases, namespace).idle_timeout(idle_timeout);
     helpers.spawn(count_reaped(reaper.deleted(), metrics.clone()));
     helpers.spawn(reaper.run(stop.clone()));
     let counted = metrics.clone();
@@ -213,6 +215,17 @@ pub async fn run_on(
     helpers.shutdown().await;
     tracing::info!("the backend has ended");
     result
+}
+
+/// A pod of one name for all is what a configuration server may want, and else rarely what was meant.
+fn warn_of_shared(settings: &Settings) {
+    if let Some(Persistent { name: NameTemplate::Fixed(name), .. }) = &settings.pod.persistent {
+        tracing::warn!(
+            pod = name,
+            "all users of this configuration get into one pod and see each other's files and processes; for one each, put \
+             {{username}} into kubernetes.pod.metadata.name"
+        );
+    }
 }
 
 /// Ends with the reaper.

@@ -57,6 +57,7 @@ impl World {
             environment: [("A".to_owned(), "1".to_owned())].into(),
             agent: None,
             max_sessions: None,
+            stays: false,
             target: target(&cluster),
         };
         let sessions = Sessions::new(lifecycle.clone(), leases);

@@ -5,13 +5,17 @@
 //! nothing below asks again. What isn't built yet is refused by name.
 
 mod connection;
+mod injection;
 mod ownership;
+mod persistent;
 mod pod;
 mod security;
 mod timeouts;
 
 pub use connection::{Connection, Explicit, Pem};
+pub use injection::Injection;
 pub use ownership::Ownership;
+pub use persistent::{NameTemplate, Persistent};
 pub use pod::{IDLE, Mode, PodConfig};
 pub use security::Security;
 pub use timeouts::Timeouts;

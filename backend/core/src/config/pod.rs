@@ -1,11 +1,13 @@
 //! `kubernetes.pod`: what pods look like.
 
+use super::{Injection, NameTemplate, Persistent, injection};
+use crate::inject;
 use k8s_openapi::{
     api::core::v1::{Container, PodSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use podbay_runtime::config::Section;
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 /// The idle command of pods without agent, where none is configured: waits for TERM or INT, and ends at once on either.
 /// (`sleep` alone would ignore TERM as process 1 and hold the pod for its whole grace period.)
@@ -27,6 +29,8 @@ pub enum Mode {
     Connection,
     /// One pod per program.
     Session,
+    /// In a pod that outlives the connection, and that several connections may share.
+    Persistent,
 }
 
 impl From<Mode> for podbay::v1::ExecutionMode {
@@ -34,6 +38,7 @@ impl From<Mode> for podbay::v1::ExecutionMode {
         match mode {
             Mode::Connection => Self::Connection,
             Mode::Session => Self::Session,
+            Mode::Persistent => Self::Persistent,
         }
     }
 }
@@ -41,13 +46,15 @@ impl From<Mode> for podbay::v1::ExecutionMode {
 /// What pods look like: checked, complete. `Debug` leaves the objects out: environment variables may be secrets.
 #[derive(Clone)]
 pub struct PodConfig {
-    /// With namespace.
+    /// With namespace; in mode persistent without a name.
     pub metadata: ObjectMeta,
     /// With at least one container, all with images.
     pub spec: PodSpec,
     /// The name of the container that programs run in.
     pub console: String,
-    /// The command of a connection's pod; not empty.
+    /// Its place in the list: so it is found in pods that others made (mode persistent).
+    pub console_number: usize,
+    /// The command of a connection's pod; not empty where pods are made that wait for programs.
     pub idle_command: Vec<String>,
     /// The shell; may be empty in session mode only (the image's own command).
     pub shell_command: Vec<String>,
@@ -55,8 +62,12 @@ pub struct PodConfig {
     pub subsystems: BTreeMap<String, String>,
     /// How pods and programs belong together.
     pub mode: Mode,
+    /// Which pod, in mode persistent and only there.
+    pub persistent: Option<Persistent>,
     /// The path of the guest agent in the console container; `None` = it is off.
     pub agent: Option<String>,
+    /// What brings the agent into pods that we make; then `agent` is where it puts it.
+    pub injection: Option<Injection>,
 }
 
 impl fmt::Debug for PodConfig {
@@ -84,43 +95,84 @@ impl PodConfig {
     }
 
     pub(super) fn read(section: &mut Section) -> Option<Self> {
-        let metadata = metadata(section.serde("metadata").unwrap_or_default());
+        let mut metadata = metadata(section.serde("metadata").unwrap_or_default());
         let spec_wrong = section.has("spec");
         let spec: Option<PodSpec> = section.serde("spec");
         let spec = if spec.is_none() && spec_wrong { None } else { Some(merge(spec.unwrap_or_default())) };
         let console: Option<usize> =
             if section.has("consoleContainerNumber") { section.get("consoleContainerNumber") } else { Some(0) };
         let mode = mode(section);
-        let agent = agent(section);
+        let injection = Injection::read(&mut section.section("agentInjection"));
+        let injects = matches!(injection, injection::Read::On(_));
+        let agent = agent(section, injects);
         let idle_command: Vec<String> = section.get("idleCommand").unwrap_or_else(|| idle(agent.as_deref()));
         let shell_command: Vec<String> = section.get("shellCommand").unwrap_or_else(|| vec!["/bin/bash".into()]);
         let mut subsystems = BTreeMap::from([("sftp".to_owned(), "/usr/lib/openssh/sftp-server".to_owned())]);
         subsystems.extend(section.get::<BTreeMap<String, String>>("subsystems").unwrap_or_default());
-        for key in [
-            "createMissingPods",
-            "exposeAuthMetadataAsEnv",
-            "exposeAuthMetadataAsLabels",
-            "exposeAuthMetadataAsAnnotations",
-        ] {
+        let create_missing = section.or("createMissingPods", false);
+        let idle_timeout = section.get("persistentIdleTimeout").filter(|idle: &Duration| !idle.is_zero());
+        for key in ["exposeAuthMetadataAsEnv", "exposeAuthMetadataAsLabels", "exposeAuthMetadataAsAnnotations"] {
             section.refuse(key, "it is not built yet");
         }
 
+        let path_given = section.has("agentPath");
         let mut good = true;
         let mut wrong = |key: &str, text: String| {
             section.mistake(key, text);
             good = false;
         };
+        let persistent = if mode == Some(Mode::Persistent) {
+            let template = metadata.name.take().map(|name| NameTemplate::parse(&name));
+            match template {
+                Some(Ok(name)) => Some(Persistent { name, create_missing, idle_timeout }),
+                Some(Err(problem)) => {
+                    wrong("metadata", format!("name: {problem}"));
+                    None
+                }
+                None => {
+                    wrong("metadata", "name is missing: mode persistent needs it, for example shell-{username}".into());
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        if create_missing && mode.is_some_and(|mode| mode != Mode::Persistent) {
+            wrong("createMissingPods", "is only for mode persistent".into());
+        }
+        if idle_timeout.is_some() && !(create_missing && mode == Some(Mode::Persistent)) && mode.is_some() {
+            let text = "is only for mode persistent with createMissingPods: pods that others made are never deleted";
+            wrong("persistentIdleTimeout", text.into());
+        }
         for problem in metadata_problems(&metadata) {
             wrong("metadata", problem);
         }
         for problem in spec.iter().flat_map(|spec| spec_problems(spec, mode)) {
             wrong("spec", problem);
         }
-        if mode == Some(Mode::Connection) {
-            for (key, command) in [("idleCommand", &idle_command), ("shellCommand", &shell_command)] {
-                if command.first().is_none_or(String::is_empty) {
-                    wrong(key, "must not be empty in mode connection".into());
-                }
+        let waits = match mode {
+            Some(Mode::Connection) => Some("in mode connection"),
+            Some(Mode::Persistent) if create_missing => Some("in mode persistent with createMissingPods"),
+            Some(Mode::Persistent | Mode::Session) | None => None,
+        };
+        // A shell that nobody could start is a mistake even where the pod is there already.
+        let shell = waits.or((mode == Some(Mode::Persistent)).then_some("in mode persistent"));
+        for (key, command, when) in [("idleCommand", &idle_command, waits), ("shellCommand", &shell_command, shell)] {
+            if let Some(when) = when.filter(|_| command.first().is_none_or(String::is_empty)) {
+                wrong(key, format!("must not be empty {when}"));
+            }
+        }
+        if injects {
+            if mode == Some(Mode::Persistent) && !create_missing {
+                let text = "changes pods that we make: set createMissingPods: true, or leave it out";
+                wrong("agentInjection", text.into());
+            }
+            if agent.is_none() {
+                wrong("disableAgent", "contradicts agentInjection.enabled: true".into());
+            }
+            if path_given {
+                let text = format!("agentInjection puts the agent at {}: leave agentPath out", inject::AGENT);
+                wrong("agentPath", text);
             }
         }
         if let Some(path) = &agent {
@@ -140,6 +192,7 @@ impl PodConfig {
             }
         }
         let count = spec.as_ref().map_or(0, |spec| spec.containers.len());
+        let console_number = console.unwrap_or_default();
         let console = console.and_then(|n| {
             let found = spec.as_ref()?.containers.get(n).map(|container| container.name.clone());
             if found.is_none() {
@@ -147,8 +200,31 @@ impl PodConfig {
             }
             found
         });
+        let mounts = spec.iter().flat_map(|spec| &spec.containers).filter(|c| Some(&c.name) == console.as_ref());
+        for mount in mounts.flat_map(|container| container.volume_mounts.iter().flatten()) {
+            if injects && inject::is_taken(&mount.mount_path) {
+                wrong("spec", format!("volumeMounts: {} is where agentInjection mounts its own", mount.mount_path));
+            }
+        }
         let (spec, mode, console) = (spec?, mode?, console?);
-        good.then_some(Self { metadata, spec, console, idle_command, shell_command, subsystems, mode, agent })
+        let injection = match injection {
+            injection::Read::On(injection) => Some(injection),
+            injection::Read::Off => None,
+            injection::Read::Wrong => return None,
+        };
+        good.then_some(Self {
+            metadata,
+            spec,
+            console,
+            console_number,
+            idle_command,
+            shell_command,
+            subsystems,
+            mode,
+            persistent,
+            agent,
+            injection,
+        })
     }
 }
 
@@ -156,22 +232,19 @@ fn mode(section: &mut Section) -> Option<Mode> {
     match section.or("mode", "connection".to_owned()).as_str() {
         "" | "connection" => Some(Mode::Connection),
         "session" => Some(Mode::Session),
-        "persistent" => {
-            section.mistake("mode", "persistent is not built yet; use connection or session");
-            None
-        }
+        "persistent" => Some(Mode::Persistent),
         other => {
-            section.mistake("mode", format!("{other:?} is not a mode; use connection or session"));
+            section.mistake("mode", format!("{other:?} is not a mode; use connection, session or persistent"));
             None
         }
     }
 }
 
 /// The agent's path, where it is not off.
-fn agent(section: &mut Section) -> Option<String> {
+fn agent(section: &mut Section, injected: bool) -> Option<String> {
     let disabled = section.or("disableAgent", false);
     // Without meaning when the agent is off, as in ContainerSSH.
-    let path = section.or("agentPath", AGENT.to_owned());
+    let path = section.or("agentPath", if injected { inject::AGENT } else { AGENT }.to_owned());
     (!disabled).then_some(path)
 }
 

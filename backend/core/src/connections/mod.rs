@@ -10,10 +10,11 @@ pub use list::{ListRequest, Page};
 pub use request::{Heartbeat, OpenRequest};
 
 use crate::{
-    config::{Mode, Settings, duration_proto},
+    config::{Mode, Persistent, Settings, duration_proto},
+    failure::or_agent_missing,
     handle::{Contents, KeyRing, Target},
-    identity::{self, Marks},
-    lifecycle::{Kind, Lifecycle, StartRequest},
+    identity::{self, Identity, Marks},
+    lifecycle::{EnterRequest, Entered, Kind, Lifecycle, Release, StartRequest, StartedPod, Undo},
     ownership::{Closing, Leases, Sweep},
     template,
 };
@@ -40,6 +41,38 @@ pub enum OpenEvent {
     Progress(v1::Progress),
     /// Last.
     Opened(v1::Opened),
+}
+
+/// Where a connection's programs will run.
+enum Place {
+    /// Each in a pod made of this.
+    Template(Box<k8s_openapi::api::core::v1::Pod>),
+    /// There.
+    Pod(StartedPod, Began),
+}
+
+/// What is undone where an opening fails after all.
+enum Began {
+    Pod(Undo),
+    Claim(Release),
+}
+
+/// Does something whose progress is told meanwhile.
+async fn telling<T>(
+    events: &mpsc::Sender<OpenEvent>,
+    work: impl AsyncFnOnce(mpsc::Sender<v1::Progress>) -> Result<T, Refusal>,
+) -> Result<T, Refusal> {
+    let (sender, mut progress) = mpsc::channel(8);
+    let tell = async {
+        while let Some(news) = progress.recv().await {
+            let _ = events.try_send(OpenEvent::Progress(news));
+        }
+        std::future::pending::<std::convert::Infallible>().await
+    };
+    tokio::select! {
+        result = work(sender) => result,
+        never = tell => match never {},
+    }
 }
 
 /// Opens, keeps and closes connections. Clones share everything.
@@ -120,55 +153,53 @@ impl Connections {
 
         // What is asked for; a start finds out whether the image has it.
         let level = if config.agent.is_some() { v1::AgentLevel::Containerssh } else { v1::AgentLevel::None };
-        let (target, opened, undo) = match config.mode {
-            Mode::Session => {
+        let (place, console) = match (config.mode, &config.persistent) {
+            (Mode::Session, _) => {
                 renewed.await?;
-                let base = template::base_pod(config, &who, &environment);
-                let opened = v1::Opened { agent_level: level.into(), ..v1::Opened::default() };
-                (Target::Template(Box::new(base)), opened, None)
+                (Place::Template(Box::new(template::base_pod(config, &who, &environment))), None)
             }
-            Mode::Connection => {
+            (Mode::Persistent, Some(which)) => {
+                // A claim counts for as long as its owner's lease: that comes first.
+                renewed.await?;
+                let Entered { started, console, release } = self.enter(which, &who, deadline, events).await?;
+                (Place::Pod(started, Began::Claim(release)), Some(console))
+            }
+            (Mode::Persistent, None) => return Err(Refusal::new(Reason::Internal, "mode persistent without a pod")),
+            (Mode::Connection, _) => {
                 let pod = template::connection_pod(config, &who, &environment);
                 let start = StartRequest { pod, console: config.console.clone(), kind: Kind::Connection, deadline };
-                let (sender, mut progress) = mpsc::channel(8);
                 // From the moment that the pod is there, it is undone unless all the rest works too.
-                let started = async {
+                let started = telling(events, async |sender| {
                     let started = self.lifecycle.start(start, &sender).await?;
                     let undo = self.lifecycle.guard(started.pod.clone());
                     Ok((started, undo))
-                };
-                let tell = async {
-                    while let Some(news) = progress.recv().await {
-                        let _ = events.try_send(OpenEvent::Progress(news));
-                    }
-                    std::future::pending::<std::convert::Infallible>().await
-                };
-                let ((), (started, undo)) = tokio::select! {
-                    result = async { futures::try_join!(renewed, started) } => result?,
-                    never = tell => match never {},
-                };
-                let pod = started.pod;
-                let target = Target::Pod {
-                    namespace: pod.namespace.clone(),
-                    name: pod.name.clone(),
-                    uid: pod.uid.clone().unwrap_or_default(),
-                    image_id: started.image_id,
-                };
-                let opened = v1::Opened {
-                    handle: Bytes::new(),
-                    pod_namespace: pod.namespace,
-                    pod_name: pod.name,
-                    agent_level: level.into(),
-                };
-                (target, opened, Some(undo))
+                });
+                let ((), (started, undo)) = futures::try_join!(renewed, started)
+                    .map_err(|refusal| or_agent_missing(refusal, config.agent.as_deref(), &config.idle_command))?;
+                (Place::Pod(started, Began::Pod(undo)), None)
             }
         };
-        let contents = Contents::new(&self.settings, timeouts, &who, environment, target);
+        let mut opened = v1::Opened { agent_level: level.into(), ..v1::Opened::default() };
+        let (target, began) = match place {
+            Place::Template(base) => (Target::Template(base), None),
+            Place::Pod(StartedPod { pod, image_id, .. }, began) => {
+                opened.pod_namespace.clone_from(&pod.namespace);
+                opened.pod_name.clone_from(&pod.name);
+                let uid = pod.uid.unwrap_or_default();
+                (Target::Pod { namespace: pod.namespace, name: pod.name, uid, image_id }, Some(began))
+            }
+        };
+        let mut contents = Contents::new(&self.settings, timeouts, &who, environment, target);
+        if let Some(console) = console {
+            contents.console = console;
+        }
         let handle = Bytes::from(self.keys.seal(&contents, &who.caller)?);
         let pod_name = opened.pod_name.clone();
         events.send(OpenEvent::Opened(v1::Opened { handle, ..opened })).await.map_err(|_| given_up())?;
-        if let Some(undo) = undo {
-            undo.keep();
+        match began {
+            Some(Began::Pod(undo)) => undo.keep(),
+            Some(Began::Claim(release)) => release.keep(),
+            None => {}
         }
         tracing::info!(
             target: "podbay::activity",
@@ -176,6 +207,25 @@ impl Connections {
             "connection opened"
         );
         Ok(())
+    }
+
+    async fn enter(
+        &self,
+        which: &Persistent,
+        who: &Identity,
+        deadline: Instant,
+        events: &mpsc::Sender<OpenEvent>,
+    ) -> Result<Entered, Refusal> {
+        let config = &self.settings.pod;
+        let request = EnterRequest {
+            pod: template::persistent_pod(config, which, who),
+            which: which.clone(),
+            who: who.clone(),
+            console: (config.console.clone(), config.console_number),
+            deadline,
+        };
+        let entered = telling(events, async |sender| self.lifecycle.enter(request, &sender).await).await;
+        entered.map_err(|refusal| or_agent_missing(refusal, config.agent.as_deref(), &config.idle_command))
     }
 
     /// Closes a connection of this caller: its pods are gone, within `podStop`. Gives how many there were; a connection that
@@ -213,10 +263,15 @@ impl Connections {
                         Err(_) => tracing::warn!(connection = %id, "users won't be told why: no answer in time"),
                     }
                 }
-                // First, so that no session starts a pod behind our back.
-                (Mode::Session, _) => self.leases.revoke(id, why, Instant::now() + budget).await?,
+                // First, so that no session starts a pod behind our back, or a program in one that stays.
+                (Mode::Session | Mode::Persistent, _) => self.leases.revoke(id, why, Instant::now() + budget).await?,
             }
             let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| caller.is_none_or(|c| c == marks.caller));
+            if self.settings.pod.mode == Mode::Persistent {
+                let deadline = Instant::now() + budget;
+                let theirs = |by: &str| caller.is_none_or(|caller| caller == by);
+                self.lifecycle.release(self.settings.pod.namespace(), id, theirs, deadline).await?;
+            }
             let selector = identity::of_connection(id);
             self.lifecycle.stop_all(self.settings.pod.namespace(), &selector, |pod| ours(&pod.metadata)).await
         };
@@ -249,11 +304,14 @@ impl Connections {
             renewed?;
             terminated = found;
             if complete {
-                let (this, caller) = (self.clone(), caller.clone());
+                let (this, caller, stays) = (self.clone(), caller.clone(), self.settings.pod.mode == Mode::Persistent);
                 // Apart, so that a slow list never delays a renewal's answer.
                 self.lifecycle.tracker().spawn(async move {
                     let namespace = this.settings.pod.namespace();
                     this.sweep.run(&this.lifecycle, namespace, owner, &known, &caller).await;
+                    if stays {
+                        this.sweep.claims(&this.lifecycle, namespace, owner, &known).await;
+                    }
                 });
             }
         }

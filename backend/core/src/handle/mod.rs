@@ -56,6 +56,9 @@ pub struct Contents {
     /// The most sessions at once; absent = no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_sessions: Option<NonZeroU32>,
+    /// The pod outlives the connection (mode `persistent`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stays: bool,
     /// Where programs run.
     pub target: Target,
 }
@@ -63,7 +66,7 @@ pub struct Contents {
 /// Where a connection's programs run.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub enum Target {
-    /// In this pod (mode `connection`).
+    /// In this pod (modes `connection` and `persistent`).
     Pod {
         /// Its namespace.
         namespace: String,
@@ -99,6 +102,7 @@ impl Contents {
             environment,
             agent: config.agent.clone(),
             max_sessions: settings.security.max_sessions,
+            stays: config.mode == Mode::Persistent,
             target,
         }
     }
@@ -106,12 +110,13 @@ impl Contents {
     /// How pods and programs belong together.
     pub fn mode(&self) -> Mode {
         match self.target {
+            Target::Pod { .. } if self.stays => Mode::Persistent,
             Target::Pod { .. } => Mode::Connection,
             Target::Template(_) => Mode::Session,
         }
     }
 
-    /// The connection's pod (mode `connection`).
+    /// The connection's pod (modes `connection` and `persistent`).
     pub fn pod(&self) -> Option<PodRef> {
         match &self.target {
             Target::Pod { namespace, name, uid, .. } => {

@@ -71,6 +71,7 @@ mod testing {
             environment: std::collections::BTreeMap::new(),
             agent: None,
             max_sessions: None,
+            stays: false,
             target: Target::Pod {
                 namespace: "ns".into(),
                 name: "p".into(),

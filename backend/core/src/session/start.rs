@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     cluster::{Input, Output, PodRef, StreamEnd, StreamRequest, Streams},
-    failure::short,
+    failure::{agent_missing, or_agent_missing, short},
     handle::{Contents, Target},
     identity::{self, Marks},
     lifecycle::{Kind, Lifecycle, StartRequest},
@@ -118,14 +118,7 @@ impl Marked {
                 return Ok(pid);
             }
             next = Bytes::new();
-            let missing = |words: &str| {
-                let text = format!(
-                    "the image has no agent that runs at {path} ({}): add it to the image, or set \
-                     kubernetes.pod.disableAgent: true",
-                    short(words)
-                );
-                Err(Refusal::new(Reason::AgentMissing, text))
-            };
+            let missing = |words: &str| Err(agent_missing(path, words));
             match self.streams.output.recv().await {
                 Some(Output::Stdout(bytes)) => next = bytes,
                 Some(Output::Stderr(bytes)) => {
@@ -184,6 +177,9 @@ impl Sessions {
         match (&contents.target, contents.pod()) {
             (Target::Pod { image_id, .. }, Some(pod)) => {
                 let api = Api { sessions: self, deadline, progress };
+                if contents.stays {
+                    api.admit(contents, caller).await?;
+                }
                 self.exec(contents, opening, pod, image_id, &api).await
             }
             (Target::Template(base), _) => {
@@ -355,7 +351,8 @@ impl Sessions {
     ) -> Result<OwnPod, Refusal> {
         let waits = [agent, "wait-signal", "--signal", "INT", "--signal", "TERM"].map(str::to_owned).into();
         let pod = pod_of(contents, opening, base, Some(waits), &BTreeMap::new());
-        self.start_pod(contents, pod, deadline, progress).await
+        let started = self.start_pod(contents, pod, deadline, progress).await;
+        started.map_err(|refusal| or_agent_missing(refusal, Some(agent), &[agent.to_owned()]))
     }
 
     /// Whether the connection has few enough pods for one more, whichever replica made them. (Two that look at the same
