@@ -214,13 +214,14 @@ impl Reaper {
     async fn look_after(&mut self, pods: &[Pod], is_live: impl Fn(&OwnerId) -> bool, now: Duration) {
         let bounds = (self.leases.ownership().lease_duration, self.idle_timeout);
         let verdicts = self.idle.look(pods, is_live, bounds, now);
+        let verdicts: Vec<_> = verdicts.into_iter().map(|(pod, verdict)| (pod.clone(), verdict)).collect();
         let cluster = self.lifecycle.cluster();
         let going: Vec<PodRef> = stream::iter(verdicts)
             .map(|(pod, verdict)| async move {
-                let reference = reference(pod)?;
+                let reference = reference(&pod)?;
                 if verdict.delete {
                     // As it was read: whoever claims it in this moment changes it, and wins.
-                    match cluster.delete_pod_unchanged(pod).await {
+                    match cluster.delete_pod_unchanged(&pod).await {
                         Ok(()) => {
                             tracing::info!(pod = reference.name, "nobody used a pod for long; deleting it");
                             return Some(reference);
