@@ -7,6 +7,7 @@ mod console;
 mod driver;
 mod durable;
 mod ending;
+mod leftover;
 mod machine;
 mod open;
 mod places;

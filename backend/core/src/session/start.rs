@@ -7,6 +7,7 @@ use super::{
     Opening, Sessions,
     console::{Console, PidReader, Signaller},
     ending::is_missing,
+    leftover::Leftover,
     places,
     proof::Proof,
     reach::Api,
@@ -58,6 +59,8 @@ pub(super) struct Running {
     pub proof: Proof,
     /// Delivers signals, where an agent can.
     pub signaller: Option<Signaller>,
+    /// Ends the program once its client left, where nothing else would.
+    pub leftover: Option<Leftover>,
     /// The program is the container's own: its end stands in the pod's status.
     pub attached: bool,
 }
@@ -310,6 +313,13 @@ impl Sessions {
             }
             Some(_) | None => None,
         };
+        let leftover = match nonce {
+            Some(nonce) if contents.stays && signaller.is_none() => {
+                let (cluster, container) = (Arc::clone(self.lifecycle.cluster()), contents.console.clone());
+                Some(Leftover { cluster, pod: pod.clone(), container, nonce: nonce.clone() })
+            }
+            Some(_) | None => None,
+        };
         let Marked { streams, stdout, stderr } = marked;
         let mut warning = match start {
             Start::Wrapped => String::new(),
@@ -323,7 +333,7 @@ impl Sessions {
         }
         let (wrapped, attached) = (start == Start::Wrapped, own_pod.is_some());
         let proof = Proof::new(nonce, opening.tty);
-        Ok(Running { streams, pod, own_pod, stdout, stderr, warning, wrapped, proof, signaller, attached })
+        Ok(Running { streams, pod, own_pod, stdout, stderr, warning, wrapped, proof, signaller, leftover, attached })
     }
 
     /// In a pod of the program's own that stands ready.
