@@ -80,7 +80,7 @@ mod tests {
     use std::{
         io::{BufRead as _, BufReader, Read as _},
         os::unix::process::{CommandExt as _, ExitStatusExt as _},
-        process::{Child, Command, Stdio},
+        process::{Child, Command, ExitStatus, Stdio},
     };
 
     /// As a runtime starts an exec: with a process group of its own.
@@ -100,34 +100,38 @@ mod tests {
         (child, line)
     }
 
-    fn end(nonce: &Nonce) {
+    /// Ends it, and reaps it meanwhile, as a runtime does. Gives its last words, too.
+    fn end(nonce: &Nonce, mut child: Child) -> (ExitStatus, String) {
         let command = command(nonce);
         let (name, args) = command.split_first().expect("a program");
-        assert!(Command::new(name).args(args).status().expect("runs").success());
+        let mut script = Command::new(name).args(args).spawn().expect("starts");
+        let mut rest = String::new();
+        child.stdout.take().expect("piped").read_to_string(&mut rest).expect("reads");
+        let status = child.wait().expect("ended");
+        assert!(script.wait().expect("ended").success());
+        (status, rest)
     }
 
     #[test]
     fn a_program_is_found_by_its_word_and_ended_and_nobody_elses_is() {
         let (nonce, other) = (Nonce::new(rand::random()), Nonce::new(rand::random()));
-        let (mut child, line) = started(&nonce, "trap 'echo hup; exit 3' HUP; echo up; while :; do sleep 0.1; done");
+        let program = "exec 2>/dev/null; trap 'echo hup; exit 3' HUP; echo up; while :; do sleep 0.1; done";
+        let (child, line) = started(&nonce, program);
         assert!(line.ends_with("up\n"), "{line:?}");
         let (mut bystander, _) = started(&other, "echo up; exec sleep 1000");
-        end(&nonce);
-        let mut rest = String::new();
-        child.stdout.take().expect("piped").read_to_string(&mut rest).expect("reads");
+        let (status, rest) = end(&nonce, child);
         assert!(rest.starts_with("hup\n"), "{rest:?}");
-        assert_eq!(child.wait().expect("ended").code(), Some(3));
+        assert_eq!(status.code(), Some(3));
         assert!(bystander.try_wait().expect("asks").is_none());
-        end(&other);
-        assert!(!bystander.wait().expect("ended").success());
+        let (status, _) = end(&other, bystander);
+        assert!(!status.success());
     }
 
     #[test]
     fn one_that_ignores_what_it_can_is_killed() {
         let nonce = Nonce::new(rand::random());
-        let (mut child, _) = started(&nonce, "trap '' HUP TERM; echo up; while :; do sleep 0.1; done");
-        end(&nonce);
-        let status = child.wait().expect("ended");
+        let (child, _) = started(&nonce, "trap '' HUP TERM; echo up; while :; do sleep 0.1; done");
+        let (status, _) = end(&nonce, child);
         assert_eq!(status.signal(), Some(9), "{status:?}");
     }
 }

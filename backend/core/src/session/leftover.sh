@@ -8,3 +8,4 @@ for i in 1 2 3 4 5; do kill -0 "-$p" || kill -0 "$p" || break 2; sleep 1; done
 done
 break;; esac; done <"$d/cmdline"
 done 2>/dev/null
+:
