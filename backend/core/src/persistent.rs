@@ -134,17 +134,17 @@ pub fn version(meta: &ObjectMeta) -> String {
 /// The patch that claims a pod.
 pub fn claim_patch(who: &Identity) -> Value {
     let key = claim_key(who.connection);
-    patch(&json!({ &key: who.owner.to_string() }), json!({ &key: note(who), CLAIMED: stamp() }))
+    patch(&json!({ &key: who.owner.to_string() }), &json!({ &key: note(who), CLAIMED: stamp() }))
 }
 
 /// The patch that releases claims.
 pub fn release_patch(connections: impl IntoIterator<Item = ConnectionId>) -> Value {
     let gone: BTreeMap<String, Option<String>> =
         connections.into_iter().map(|connection| (claim_key(connection), None)).collect();
-    patch(&json!(gone), json!(gone))
+    patch(&json!(gone), &json!(gone))
 }
 
-fn patch(labels: &Value, annotations: Value) -> Value {
+fn patch(labels: &Value, annotations: &Value) -> Value {
     json!({ "metadata": { "labels": labels, "annotations": annotations } })
 }
 

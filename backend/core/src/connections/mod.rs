@@ -43,18 +43,14 @@ pub enum OpenEvent {
     Opened(v1::Opened),
 }
 
-/// Where a connection's programs will run.
-enum Place {
-    /// Each in a pod made of this.
-    Template(Box<k8s_openapi::api::core::v1::Pod>),
-    /// There.
-    Pod(StartedPod, Began),
-}
-
 /// What is undone where an opening fails after all.
 enum Began {
     Pod(Undo),
     Claim(Release),
+}
+
+fn target_of(StartedPod { pod, image_id, .. }: StartedPod) -> Target {
+    Target::Pod { namespace: pod.namespace, name: pod.name, uid: pod.uid.unwrap_or_default(), image_id }
 }
 
 /// Does something whose progress is told meanwhile.
@@ -153,16 +149,16 @@ impl Connections {
 
         // What is asked for; a start finds out whether the image has it.
         let level = if config.agent.is_some() { v1::AgentLevel::Containerssh } else { v1::AgentLevel::None };
-        let (place, console) = match (config.mode, &config.persistent) {
+        let (target, began, console) = match (config.mode, &config.persistent) {
             (Mode::Session, _) => {
                 renewed.await?;
-                (Place::Template(Box::new(template::base_pod(config, &who, &environment))), None)
+                (Target::Template(Box::new(template::base_pod(config, &who, &environment))), None, None)
             }
             (Mode::Persistent, Some(which)) => {
                 // A claim counts for as long as its owner's lease: that comes first.
                 renewed.await?;
-                let Entered { started, console, release } = self.enter(which, &who, deadline, events).await?;
-                (Place::Pod(started, Began::Claim(release)), Some(console))
+                let Entered { started, console, release } = Box::pin(self.enter(which, &who, deadline, events)).await?;
+                (target_of(started), Some(Began::Claim(release)), Some(console))
             }
             (Mode::Persistent, None) => return Err(Refusal::new(Reason::Internal, "mode persistent without a pod")),
             (Mode::Connection, _) => {
@@ -176,19 +172,14 @@ impl Connections {
                 });
                 let ((), (started, undo)) = futures::try_join!(renewed, started)
                     .map_err(|refusal| or_agent_missing(refusal, config.agent.as_deref(), &config.idle_command))?;
-                (Place::Pod(started, Began::Pod(undo)), None)
+                (target_of(started), Some(Began::Pod(undo)), None)
             }
         };
         let mut opened = v1::Opened { agent_level: level.into(), ..v1::Opened::default() };
-        let (target, began) = match place {
-            Place::Template(base) => (Target::Template(base), None),
-            Place::Pod(StartedPod { pod, image_id, .. }, began) => {
-                opened.pod_namespace.clone_from(&pod.namespace);
-                opened.pod_name.clone_from(&pod.name);
-                let uid = pod.uid.unwrap_or_default();
-                (Target::Pod { namespace: pod.namespace, name: pod.name, uid, image_id }, Some(began))
-            }
-        };
+        if let Target::Pod { namespace, name, .. } = &target {
+            opened.pod_namespace.clone_from(namespace);
+            opened.pod_name.clone_from(name);
+        }
         let mut contents = Contents::new(&self.settings, timeouts, &who, environment, target);
         if let Some(console) = console {
             contents.console = console;
@@ -224,7 +215,7 @@ impl Connections {
             console: (config.console.clone(), config.console_number),
             deadline,
         };
-        let entered = telling(events, async |sender| self.lifecycle.enter(request, &sender).await).await;
+        let entered = telling(events, async |sender| Box::pin(self.lifecycle.enter(request, &sender)).await).await;
         entered.map_err(|refusal| or_agent_missing(refusal, config.agent.as_deref(), &config.idle_command))
     }
 
