@@ -5,13 +5,13 @@ use podbay_tests::{Setup, Terminal, World, wait_until};
 use std::{io::Read as _, process::Stdio};
 
 /// Short times for what takes minutes with the defaults.
-fn quick(config: String) -> String {
+fn quick(config: &str) -> String {
     let config = config.replace("persistentIdleTimeout: 10m", "persistentIdleTimeout: 6s");
     format!("{config}ownership: {{leaseDuration: 3s}}\n")
 }
 
 fn world(agent: &str) -> World {
-    World::with(Setup::Apart, &format!("persistent{agent}"), quick)
+    World::with(Setup::Apart, &format!("persistent{agent}"), |config| quick(&config))
 }
 
 /// A program that says when it ends by HUP, in a file of the pod's. (Its shell would also say on stderr that `sleep` got one, and

@@ -193,7 +193,7 @@ impl Cluster for KubeCluster {
     }
 
     async fn patch_pod(&self, pod: &PodRef, mut patch: serde_json::Value) -> Result<Pod, ClusterError> {
-        // The API compares a uid in a patch with the object's: a precondition.
+        // A uid can't be changed: with one in the patch the API refuses it for any other pod, as not valid.
         if let (Some(uid), Some(object)) = (&pod.uid, patch.as_object_mut()) {
             let metadata =
                 object.entry("metadata").or_insert_with(|| serde_json::Value::Object(serde_json::Map::new()));
@@ -202,7 +202,13 @@ impl Cluster for KubeCluster {
             }
         }
         let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
-        self.unary.run("patch_pod", self.pods(&pod.namespace).patch(&pod.name, &params, &patch)).await
+        let patched = self.unary.run("patch_pod", self.pods(&pod.namespace).patch(&pod.name, &params, &patch)).await;
+        patched.map_err(|error| match error {
+            ClusterError::Invalid { message } if pod.uid.is_some() && message.contains("metadata.uid") => {
+                ClusterError::Conflict { message }
+            }
+            error => error,
+        })
     }
 
     async fn watch_pod(&self, pod: &PodRef) -> Result<mpsc::Receiver<PodChange>, ClusterError> {
