@@ -15,6 +15,7 @@ use podbay::{
 };
 use podbay_backend_core::{
     cluster::Cluster,
+    config::{NameTemplate, Persistent, Settings},
     connections::Connections,
     handle::{KeyError, KeyRing},
     lifecycle::Lifecycle,
@@ -123,6 +124,8 @@ pub async fn run_on(
     let namespace = settings.pod.namespace().to_owned();
     let pod_stop = settings.timeouts.pod_stop;
     let namespaces = settings.namespaces.clone();
+    let idle_timeout = settings.pod.persistent.as_ref().and_then(|which| which.idle_timeout);
+    warn_of_shared(&settings);
     let sessions = Sessions::new(lifecycle.clone(), leases.clone());
     let connections = Connections::new(lifecycle.clone(), leases.clone(), Arc::new(settings), Arc::new(keys));
     let service = Service {
@@ -141,7 +144,7 @@ pub async fn run_on(
     let (reporter, health) = tonic_health::server::health_reporter();
     tell_serving(&reporter, true).await;
     helpers.spawn(watch_kubernetes(reporter.clone(), Arc::clone(&cluster), stop.clone()));
-    let reaper = Reaper::new(lifecycle, leases, namespace).everywhere(&namespaces);
+    let reaper = Reaper::new(lifecycle, leases, namespace).everywhere(&namespaces).idle_timeout(idle_timeout);
     helpers.spawn(count_reaped(reaper.deleted(), metrics.clone()));
     helpers.spawn(reaper.run(stop.clone()));
     let counted = metrics.clone();
@@ -218,6 +221,17 @@ pub async fn run_on(
     helpers.shutdown().await;
     tracing::info!("the backend has ended");
     result
+}
+
+/// A pod of one name for all is what a configuration server may want, and else rarely what was meant.
+fn warn_of_shared(settings: &Settings) {
+    if let Some(Persistent { name: NameTemplate::Fixed(name), .. }) = &settings.pod.persistent {
+        tracing::warn!(
+            pod = name,
+            "all users of this configuration get into one pod and see each other's files and processes; for one each, put \
+             {{username}} into kubernetes.pod.metadata.name"
+        );
+    }
 }
 
 /// Ends with the reaper.

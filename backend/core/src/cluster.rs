@@ -171,6 +171,10 @@ pub trait Cluster: Send + Sync + std::fmt::Debug + 'static {
     async fn list_pods(&self, namespace: &str, selector: &str) -> Result<Vec<Pod>, ClusterError>;
     /// Deletes a pod; with `pod.uid`, only that one (precondition). `grace` `None` = the pod's own grace period.
     async fn delete_pod(&self, pod: &PodRef, grace: Option<Duration>) -> Result<(), ClusterError>;
+    /// Deletes this very pod, as it was read: `Conflict` where it has changed since (preconditions on uid and resourceVersion).
+    async fn delete_pod_unchanged(&self, pod: &Pod) -> Result<(), ClusterError>;
+    /// Applies a JSON merge patch; with `pod.uid`, to that one only (`Conflict` or `NotFound` otherwise). Gives the pod as it is then.
+    async fn patch_pod(&self, pod: &PodRef, patch: serde_json::Value) -> Result<Pod, ClusterError>;
     /// Follows a pod until the receiver is dropped or `Gone` was sent. Reconnects by itself with jittered backoff.
     async fn watch_pod(&self, pod: &PodRef) -> Result<mpsc::Receiver<PodChange>, ClusterError>;
     /// The events of a pod, oldest first.

@@ -29,7 +29,16 @@ pub const USER: &str = "podbay.dev/user";
 pub const AUTHENTICATED_USER: &str = "podbay.dev/authenticated-user";
 /// Annotation: the client's address.
 pub const REMOTE: &str = "podbay.dev/remote-address";
-/// Annotation: `connection` or `session`.
+/// Label: the pod outlives connections ([`PERSISTENT_YES`]); then it names neither connection nor owner.
+pub const PERSISTENT: &str = "podbay.dev/persistent";
+/// The value of [`PERSISTENT`].
+pub const PERSISTENT_YES: &str = "true";
+/// Label (the value is the owner's id) and annotation (see [`crate::persistent`]): that prefix, and the id of a connection that
+/// uses the pod.
+pub const CLAIM: &str = "claim.podbay.dev/";
+/// Annotation: differs after every claim.
+pub const CLAIMED: &str = "podbay.dev/claimed";
+/// Annotation: `connection`, `session` or `persistent`.
 pub const MODE: &str = "podbay.dev/mode";
 
 /// Selects everything that Podbay made.
@@ -45,6 +54,16 @@ pub fn of_connection(id: ConnectionId) -> String {
 /// Selects an owner's pods and its lease.
 pub fn of_owner(id: OwnerId) -> String {
     format!("{MANAGED_BY}={PODBAY},{OWNER}={id}")
+}
+
+/// Selects the pods that outlive connections.
+pub fn of_persistent() -> String {
+    format!("{MANAGED_BY}={PODBAY},{PERSISTENT}={PERSISTENT_YES}")
+}
+
+/// Selects the pod that a connection claims.
+pub fn of_claim(id: ConnectionId) -> String {
+    format!("{},{CLAIM}{id}", of_persistent())
 }
 
 /// Selects the marks of connections that operators ended.

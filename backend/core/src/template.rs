@@ -1,8 +1,10 @@
 //! Pods as they are given to the API: configuration and connection in, object out. Pure.
 
 use crate::{
-    config::{Mode, PodConfig},
+    config::{self, Mode, PodConfig},
     identity::{self, Identity},
+    inject::inject,
+    persistent,
 };
 use k8s_openapi::{
     api::core::v1::{Container, EnvVar, Pod, PodSpec},
@@ -25,7 +27,7 @@ pub fn base_pod(config: &PodConfig, who: &Identity, environment: &BTreeMap<Strin
         spec.automount_service_account_token = Some(false);
     }
     match config.mode {
-        Mode::Connection => {}
+        Mode::Connection | Mode::Persistent => {}
         Mode::Session => spec.restart_policy = Some("Never".into()),
     }
     add_environment(&mut spec, environment);
@@ -35,13 +37,32 @@ pub fn base_pod(config: &PodConfig, who: &Identity, environment: &BTreeMap<Strin
     // Names are ours and whole: a lost answer must not make a second pod.
     metadata.generate_name = Some(config.prefix());
     mark(&mut metadata, who, config.mode);
-    Pod { metadata, spec: Some(spec), status: None }
+    let mut pod = Pod { metadata, spec: Some(spec), status: None };
+    if let Some(injection) = &config.injection {
+        inject(&mut pod, &config.console, injection);
+    }
+    pod
 }
 
 /// The pod of a connection (mode `connection`).
 pub fn connection_pod(config: &PodConfig, who: &Identity, environment: &BTreeMap<String, String>) -> Pod {
     let mut pod = base_pod(config, who, environment);
     name(&mut pod.metadata, &who.connection.to_string());
+    if let Some(container) = console(&mut pod, &config.console) {
+        container.command = Some(config.idle_command.clone());
+    }
+    pod
+}
+
+/// The pod of a user, or of all of them, that outlives this connection (mode `persistent`), with this connection's claim.
+///
+/// It has no variables of the connection's: the next one's may be others, and a pod may be shared. Programs get theirs with
+/// their start.
+pub fn persistent_pod(config: &PodConfig, which: &config::Persistent, who: &Identity) -> Pod {
+    let mut pod = base_pod(config, who, &BTreeMap::new());
+    pod.metadata.generate_name = None;
+    pod.metadata.name = Some(which.name.of(&who.user.authenticated));
+    persistent::mark(&mut pod.metadata, &which.name, who);
     if let Some(container) = console(&mut pod, &config.console) {
         container.command = Some(config.idle_command.clone());
     }
@@ -140,6 +161,7 @@ fn mark(metadata: &mut ObjectMeta, who: &Identity, mode: Mode) {
     let mode = match mode {
         Mode::Connection => "connection",
         Mode::Session => "session",
+        Mode::Persistent => "persistent",
     };
     notes.insert(identity::MODE.into(), mode.into());
     if let Some(remote) = who.remote {
@@ -165,7 +187,7 @@ pub(crate) fn label_value(name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config, identity::Marks, identity::User};
+    use crate::{identity::Marks, identity::User};
     use podbay::OwnerId;
     use podbay_runtime::config::Document;
     use proptest::prelude::*;
@@ -256,6 +278,54 @@ mod tests {
         );
         assert_eq!((container.stdin, container.stdin_once, container.tty), (Some(true), Some(true), Some(true)));
         assert_eq!(container.env.as_ref().expect("env")[0].value.as_deref(), Some("session"));
+    }
+
+    #[test]
+    fn a_pod_that_stays_names_no_connection_that_it_would_end_with() {
+        let config =
+            config("mode: persistent, metadata: {name: 'ws-{username}', labels: {a: b}}, createMissingPods: true");
+        let which = config.persistent.clone().expect("persistent");
+        let pod = persistent_pod(&config, &which, &who("Bob"));
+        assert_eq!(pod.metadata.name.as_deref(), Some(which.name.of("Bob").as_str()));
+        assert_eq!(Marks::read(&pod.metadata), None);
+        assert_eq!(persistent::claims(&pod.metadata).len(), 1);
+        let labels = pod.metadata.labels.expect("labels");
+        assert_eq!((labels["a"].as_str(), labels["containerssh_username"].as_str()), ("b", "Bob"));
+        let spec = pod.spec.expect("a spec");
+        assert_eq!((spec.restart_policy, spec.containers[0].command.clone()), (None, Some(config.idle_command)));
+        assert_eq!(spec.containers[0].env, None, "the next connection's variables may be others");
+    }
+
+    #[test]
+    fn every_mode_brings_the_agent_where_it_is_to_be_injected() {
+        for mode in ["connection", "session", "persistent, createMissingPods: true"] {
+            let text = format!(
+                "kubernetes: {{pod: {{mode: {mode}, metadata: {{name: p}}, agentInjection: {{enabled: true, image: i}}}}}}"
+            );
+            let document = Document::parse("f", &text).expect("YAML");
+            let settings = config::Settings::read(&mut document.root());
+            document.finish().expect("no mistake");
+            let config = settings.expect("settings").pod;
+            let pod = match (config.mode, &config.persistent) {
+                (Mode::Connection, _) => connection_pod(&config, &who("u"), &environment()),
+                (Mode::Session, _) => {
+                    let program = SessionProgram {
+                        connection: who("u").connection,
+                        session: SessionId::from_bytes([1; 16]),
+                        console: "shell",
+                        command: None,
+                        tty: false,
+                        environment: &BTreeMap::new(),
+                    };
+                    session_pod(&base_pod(&config, &who("u"), &environment()), program)
+                }
+                (Mode::Persistent, which) => persistent_pod(&config, which.as_ref().expect("which"), &who("u")),
+            };
+            let spec = pod.spec.expect("a spec");
+            let init = &spec.init_containers.as_ref().expect("an init container")[0];
+            assert_eq!((init.image.as_deref(), &init.env), (Some("i"), &None), "{mode}");
+            assert_eq!(spec.containers[0].volume_mounts.as_ref().map(Vec::len), Some(2), "{mode}");
+        }
     }
 
     #[test]

@@ -81,6 +81,11 @@ impl Nonce {
         Self(format!("podbay-{}", hex::encode(bits)))
     }
 
+    /// The word in two parts, which don't find it when they stand apart ([`crate::session`] looks for it in the pod).
+    pub fn halves(&self) -> (&str, &str) {
+        self.0.trim_start_matches("podbay-").split_at_checked(16).unwrap_or_default()
+    }
+
     /// What the script prints when it wants the preamble.
     pub fn wants(&self) -> Mark {
         Mark::new(format!("{}+", self.0))

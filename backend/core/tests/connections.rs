@@ -384,3 +384,37 @@ async fn metadata_is_shown_on_pods_where_the_configuration_says_so() {
     let variables = pod.spec.as_ref().and_then(|spec| spec.containers[0].env.as_ref()).expect("variables");
     assert!(variables.iter().any(|variable| variable.name == "TEAM" && variable.value.as_deref() == Some("red")));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_agent_is_not_in_the_image_is_told_what_to_do_and_deleted() {
+    for mode in [
+        "mode: connection, metadata: {namespace: ns}",
+        "mode: persistent, createMissingPods: true, metadata: {namespace: ns, name: p}",
+    ] {
+        let world = World::configured(mode);
+        let path = "/usr/bin/containerssh-agent";
+        let words = format!("exec: \"{path}\": stat {path}: no such file or directory: unknown");
+        world.cluster.on_create(move |_| {
+            vec![script::becomes(Duration::from_secs(1), script::waiting("shell", "RunContainerError", &words))]
+        });
+        let refusal = world.open(1, 9, "a").await.expect_err("no agent");
+        assert_eq!(refusal.reason(), Reason::AgentMissing, "{refusal:?}");
+        for todo in [path, "add it to the image", "disableAgent", "agentInjection"] {
+            assert!(refusal.message.contains(todo), "{refusal:?}");
+        }
+        world.settled().await;
+        assert!(world.cluster.pods().is_empty(), "{mode}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_command_that_is_not_the_agent_fails_in_its_own_words() {
+    let world = World::configured("idleCommand: [/bin/nosuch], metadata: {namespace: ns}");
+    let words = "exec: \"/bin/nosuch\": stat /bin/nosuch: no such file or directory: unknown";
+    world.cluster.on_create(move |_| {
+        vec![script::becomes(Duration::from_secs(1), script::waiting("shell", "RunContainerError", words))]
+    });
+    let refusal = world.open(1, 9, "a").await.expect_err("no such program");
+    assert_eq!(refusal.reason(), Reason::ContainerFailed, "{refusal:?}");
+    assert!(refusal.message.contains("/bin/nosuch"), "{refusal:?}");
+}

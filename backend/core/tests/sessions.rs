@@ -59,6 +59,7 @@ impl World {
             agent: None,
             security: podbay_backend_core::policy::Security::default(),
             only_shells: false,
+            stays: false,
             target: target(&cluster),
         };
         let sessions = Sessions::new(lifecycle.clone(), leases);
@@ -947,7 +948,76 @@ async fn an_image_without_the_agent_is_told_what_to_do() {
     });
     let refusal = world.open(&shell()).all().await.refusal.expect("a refusal");
     assert_eq!(refusal.reason(), Reason::AgentMissing);
-    assert!(refusal.message.contains(AGENT) && refusal.message.contains("disableAgent"), "{refusal:?}");
+    for todo in [AGENT, "add it to the image", "disableAgent", "agentInjection"] {
+        assert!(refusal.message.contains(todo), "{refusal:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_session_mode_the_pod_of_an_image_without_the_agent_is_deleted() {
+    let mut world = World::session_mode().await;
+    world.contents.agent = Some(AGENT.to_owned());
+    world.cluster.on_create(|_| {
+        let words = format!("exec: \"{AGENT}\": stat {AGENT}: no such file or directory: unknown");
+        vec![script::becomes(Duration::from_secs(1), script::waiting("shell", "RunContainerError", &words))]
+    });
+    let refusal = world.open(&shell()).all().await.refusal.expect("a refusal");
+    assert_eq!(refusal.reason(), Reason::AgentMissing, "{refusal:?}");
+    gone(&world.cluster).await;
+}
+
+/// Whether and how often the script that ends left programs was run.
+fn left_programs_ended(world: &World) -> mpsc::UnboundedReceiver<Vec<String>> {
+    let (tell, told) = mpsc::unbounded_channel();
+    world.runs(move |mut program| {
+        let tell = tell.clone();
+        async move {
+            if program.argv().get(3).map(String::as_str) == Some("podbay-end") {
+                let _ = tell.send(program.argv());
+                return StreamEnd::Success;
+            }
+            program.wrapper().await;
+            program.stdin().await;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    told
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_an_agent_a_program_that_is_left_is_ended_where_the_pod_stays() {
+    for stays in [true, false] {
+        let mut world = World::connection().await;
+        world.contents.stays = stays;
+        let leases = Leases::new(Arc::new(world.cluster.clone()), Ownership::new(NS));
+        leases.renew(world.contents.owner, "frontend", Instant::now() + PATIENCE).await.expect("a lease");
+        let mut told = left_programs_ended(&world);
+        let mut session = world.open(&shell());
+        session.started().await;
+        drop(session);
+        assert_eq!(timeout(Duration::from_secs(30), told.recv()).await.is_ok(), stays);
+        // A stream that broke leaves it as well: nobody can come back to it.
+        let mut session = world.open(&shell());
+        session.started().await;
+        world.cluster.break_streams();
+        session.all_after_start().await;
+        assert_eq!(timeout(Duration::from_secs(30), told.recv()).await.is_ok(), stays);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_connections_handle_starts_no_program_in_a_pod_that_stays() {
+    let mut world = World::connection().await;
+    world.contents.stays = true;
+    let leases = Leases::new(Arc::new(world.cluster.clone()), Ownership::new(NS));
+    let deadline = Instant::now() + PATIENCE;
+    leases.renew(world.contents.owner, "frontend", deadline).await.expect("a lease");
+    let closed = Closing::ByCaller("frontend".to_owned());
+    leases.revoke(world.contents.connection, &closed, deadline).await.expect("marked");
+    let refusal = world.open(&shell()).all().await.refusal.expect("a refusal");
+    assert_eq!(refusal.reason(), Reason::Terminated, "{refusal:?}");
+    assert_eq!(world.cluster.count(Call::Stream), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -28,7 +28,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{AttachParams, DeleteParams, ListParams, PostParams, Preconditions, Request},
+    api::{AttachParams, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, Request},
 };
 use limit::Limit;
 use podbay_backend_core::{
@@ -187,6 +187,32 @@ impl Cluster for KubeCluster {
     async fn delete_pod(&self, pod: &PodRef, grace: Option<Duration>) -> Result<(), ClusterError> {
         let params = delete_params(pod, grace);
         self.unary.run("delete_pod", self.pods(&pod.namespace).delete(&pod.name, &params)).await.map(drop)
+    }
+
+    async fn delete_pod_unchanged(&self, pod: &Pod) -> Result<(), ClusterError> {
+        let (namespace, name) = place(&pod.metadata)?;
+        let (uid, resource_version) = (pod.metadata.uid.clone(), pod.metadata.resource_version.clone());
+        let params = DeleteParams::default().preconditions(Preconditions { resource_version, uid });
+        self.unary.run("delete_pod", self.pods(namespace).delete(name, &params)).await.map(drop)
+    }
+
+    async fn patch_pod(&self, pod: &PodRef, mut patch: serde_json::Value) -> Result<Pod, ClusterError> {
+        // A uid can't be changed: with one in the patch the API refuses it for any other pod, as not valid.
+        if let (Some(uid), Some(object)) = (&pod.uid, patch.as_object_mut()) {
+            let metadata =
+                object.entry("metadata").or_insert_with(|| serde_json::Value::Object(serde_json::Map::new()));
+            if let Some(metadata) = metadata.as_object_mut() {
+                metadata.insert("uid".to_owned(), uid.as_str().into());
+            }
+        }
+        let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+        let patched = self.unary.run("patch_pod", self.pods(&pod.namespace).patch(&pod.name, &params, &patch)).await;
+        patched.map_err(|error| match error {
+            ClusterError::Invalid { message } if pod.uid.is_some() && message.contains("metadata.uid") => {
+                ClusterError::Conflict { message }
+            }
+            error => error,
+        })
     }
 
     async fn watch_pod(&self, pod: &PodRef) -> Result<mpsc::Receiver<PodChange>, ClusterError> {

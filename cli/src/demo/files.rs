@@ -151,6 +151,7 @@ impl State {
     fn config(&self, plan: &Plan, user_key: &str) -> String {
         let subsystems = plan.sftp_server.map(|path| format!("    subsystems: {{sftp: {}}}\n", quoted(path)));
         let drain = plan.drain.as_secs();
+        let stays = plan.mode == "persistent";
         format!(
             "# Written by `podbay demo`. One file for both: the frontend reads ssh, users and frontend; the backend kubernetes and grpc.
 ssh:
@@ -171,8 +172,8 @@ kubernetes:
     kubeconfig: {kubeconfig}
   pod:
     mode: {mode}
-{agent}    metadata:
-      namespace: {namespace}
+{persistent}{agent}    metadata:
+{name}      namespace: {namespace}
       generateName: podbay-
     spec:
       terminationGracePeriodSeconds: 2
@@ -199,6 +200,8 @@ kubernetes:
             frontend_key = self.quoted("frontend.key"),
             kubeconfig = quoted(&plan.kubeconfig.display().to_string()),
             mode = plan.mode,
+            persistent = if stays { "    createMissingPods: true\n    persistentIdleTimeout: 10m\n" } else { "" },
+            name = if stays { "      name: \"podbay-{username}\"\n" } else { "" },
             agent = if plan.agent { "" } else { "    disableAgent: true\n" },
             namespace = quoted(&plan.namespace),
             image = quoted(&plan.image),

@@ -35,7 +35,7 @@ pub struct Arguments {
     /// Port for gRPC; 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     grpc_port: u16,
-    /// One pod per connection, or one per program.
+    /// One pod per connection, one per program, or one per user that outlives connections.
     #[arg(long, value_enum, default_value_t = Mode::Connection)]
     mode: Mode,
     /// Use this real cluster in place of the embedded one.
@@ -67,6 +67,7 @@ enum Agent {
 enum Mode {
     Connection,
     Session,
+    Persistent,
 }
 
 impl Mode {
@@ -74,6 +75,7 @@ impl Mode {
         match self {
             Self::Connection => "connection",
             Self::Session => "session",
+            Self::Persistent => "persistent",
         }
     }
 }

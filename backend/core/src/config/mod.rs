@@ -6,10 +6,12 @@
 
 mod connection;
 mod expose;
+mod injection;
 mod kuberun;
 mod namespaces;
 mod overlay;
 mod ownership;
+mod persistent;
 mod pod;
 mod security;
 mod timeouts;
@@ -17,10 +19,12 @@ mod timeouts;
 pub use crate::policy::Security;
 pub use connection::{Connection, Explicit, Pem};
 pub use expose::Expose;
+pub use injection::Injection;
 pub use kuberun::{DEPRECATED, DEPRECATED_TEXT, EXEC_DISABLED, INSECURE, Kuberun};
 pub use namespaces::{EVERYWHERE, Namespaces};
 pub use overlay::Base;
 pub use ownership::Ownership;
+pub use persistent::{NameTemplate, Persistent};
 pub use pod::{IDLE, Mode, PodConfig};
 pub use timeouts::Timeouts;
 pub(crate) use timeouts::duration_proto;

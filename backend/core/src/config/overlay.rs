@@ -3,7 +3,7 @@
 //! ContainerSSH's rules: what is empty in the answer (`null`, `false`, `0`, `""`, `[]`, `{}`) changes nothing, maps are merged key by
 //! key, and everything else replaces what the file says. The result is read and checked like a file.
 
-use super::{PodConfig, Security, Settings, Timeouts};
+use super::{Mode, PodConfig, Security, Settings, Timeouts};
 use podbay_runtime::config::{Document, Section};
 use serde_json::{Map, Value};
 use std::fmt;
@@ -81,6 +81,15 @@ impl Settings {
         let document = Document::from_value("config", &Value::Object(all));
         let read = read(&mut document.root().section("kubernetes"));
         let (pod, timeouts) = document.finish_with(read).map_err(|mistakes| mistakes.to_string())?;
+        // Who owns such pods, and when they go, is decided for all of them together.
+        if (pod.mode == Mode::Persistent) != (self.pod.mode == Mode::Persistent)
+            || pod.persistent.as_ref().map(|which| which.idle_timeout)
+                != self.pod.persistent.as_ref().map(|which| which.idle_timeout)
+        {
+            return Err(
+                "config.kubernetes.pod: mode persistent and persistentIdleTimeout are the file's to say".to_owned()
+            );
+        }
         if !self.namespaces.allow(pod.namespace()) {
             let namespace = pod.namespace();
             return Err(format!("the namespace {namespace:?} is none of configserver.namespaces"));

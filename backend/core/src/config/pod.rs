@@ -1,12 +1,13 @@
 //! `kubernetes.pod`: what pods look like.
 
-use super::Expose;
+use super::{Expose, Injection, NameTemplate, Persistent, injection};
+use crate::inject;
 use k8s_openapi::{
     api::core::v1::{Container, PodSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use podbay_runtime::config::{FromNode as _, Kind, Section};
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 /// The idle command of pods without agent, where none is configured: waits for TERM or INT, and ends at once on either.
 /// (`sleep` alone would ignore TERM as process 1 and hold the pod for its whole grace period.)
@@ -28,6 +29,8 @@ pub enum Mode {
     Connection,
     /// One pod per program.
     Session,
+    /// In a pod that outlives the connection, and that several connections may share.
+    Persistent,
 }
 
 impl From<Mode> for podbay::v1::ExecutionMode {
@@ -35,6 +38,7 @@ impl From<Mode> for podbay::v1::ExecutionMode {
         match mode {
             Mode::Connection => Self::Connection,
             Mode::Session => Self::Session,
+            Mode::Persistent => Self::Persistent,
         }
     }
 }
@@ -42,13 +46,15 @@ impl From<Mode> for podbay::v1::ExecutionMode {
 /// What pods look like: checked, complete. `Debug` leaves the objects out: environment variables may be secrets.
 #[derive(Clone, PartialEq)]
 pub struct PodConfig {
-    /// With namespace.
+    /// With namespace; in mode persistent without a name.
     pub metadata: ObjectMeta,
     /// With at least one container, all with images.
     pub spec: PodSpec,
     /// The name of the container that programs run in.
     pub console: String,
-    /// The command of a connection's pod; not empty.
+    /// Its place in the list: so it is found in pods that others made (mode persistent).
+    pub console_number: usize,
+    /// The command of a connection's pod; not empty where pods are made that wait for programs.
     pub idle_command: Vec<String>,
     /// The shell; may be empty in session mode only (the image's own command).
     pub shell_command: Vec<String>,
@@ -56,10 +62,14 @@ pub struct PodConfig {
     pub subsystems: BTreeMap<String, String>,
     /// How pods and programs belong together.
     pub mode: Mode,
+    /// Which pod, in mode persistent and only there.
+    pub persistent: Option<Persistent>,
     /// The path of the guest agent in the console container; `None` = it is off.
     pub agent: Option<String>,
     /// What of the users' metadata is shown on pods.
     pub expose: Expose,
+    /// What brings the agent into pods that we make; then `agent` is where it puts it.
+    pub injection: Option<Injection>,
 }
 
 impl fmt::Debug for PodConfig {
@@ -88,7 +98,7 @@ impl PodConfig {
 
     pub(super) fn read(section: &mut Section) -> Option<Self> {
         let given = section.serde("metadata").unwrap_or_default();
-        let metadata = lowered(section, metadata(given));
+        let mut metadata = lowered(section, metadata(given));
         let spec_wrong = section.has("spec");
         let spec: Option<PodSpec> = section.serde("spec");
         let spec = if spec.is_none() && spec_wrong { None } else { Some(merge(spec.unwrap_or_default())) };
@@ -96,7 +106,9 @@ impl PodConfig {
             if section.has("consoleContainerNumber") { section.get("consoleContainerNumber") } else { Some(0) };
         section.effective("consoleContainerNumber", usize::kind(), console.unwrap_or_default().into());
         let mode = mode(section);
-        let agent = agent(section);
+        let injection = Injection::read(&mut section.section("agentInjection"));
+        let injects = matches!(injection, injection::Read::On(_));
+        let agent = agent(section, injects);
         let idle_command: Vec<String> = section.or("idleCommand", idle(agent.as_deref()));
         let shell_command: Vec<String> = section.or("shellCommand", vec!["/bin/bash".into()]);
         let mut subsystems = BTreeMap::from([("sftp".to_owned(), "/usr/lib/openssh/sftp-server".to_owned())]);
@@ -106,25 +118,68 @@ impl PodConfig {
         if let Some(spec) = &spec {
             section.effective("spec", Kind::Object("PodSpec"), masked(spec));
         }
+        let create_missing = section.or("createMissingPods", false);
+        let idle_timeout = Some(section.or("persistentIdleTimeout", Duration::ZERO)).filter(|idle| !idle.is_zero());
         let expose = Expose::read(section);
-        section.refuse("createMissingPods", "it is not built yet");
 
+        let path_given = section.has("agentPath");
         let mut good = true;
         let mut wrong = |key: &str, text: String| {
             section.mistake(key, text);
             good = false;
         };
+        let persistent = if mode == Some(Mode::Persistent) {
+            let template = metadata.name.take().map(|name| NameTemplate::parse(&name));
+            match template {
+                Some(Ok(name)) => Some(Persistent { name, create_missing, idle_timeout }),
+                Some(Err(problem)) => {
+                    wrong("metadata", format!("name: {problem}"));
+                    None
+                }
+                None => {
+                    wrong("metadata", "name is missing: mode persistent needs it, for example shell-{username}".into());
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        if create_missing && mode.is_some_and(|mode| mode != Mode::Persistent) {
+            wrong("createMissingPods", "is only for mode persistent".into());
+        }
+        if idle_timeout.is_some() && !(create_missing && mode == Some(Mode::Persistent)) && mode.is_some() {
+            let text = "is only for mode persistent with createMissingPods: pods that others made are never deleted";
+            wrong("persistentIdleTimeout", text.into());
+        }
         for problem in metadata_problems(&metadata) {
             wrong("metadata", problem);
         }
         for problem in spec.iter().flat_map(|spec| spec_problems(spec, mode)) {
             wrong("spec", problem);
         }
-        if mode == Some(Mode::Connection) {
-            for (key, command) in [("idleCommand", &idle_command), ("shellCommand", &shell_command)] {
-                if command.first().is_none_or(String::is_empty) {
-                    wrong(key, "must not be empty in mode connection".into());
-                }
+        let waits = match mode {
+            Some(Mode::Connection) => Some("in mode connection"),
+            Some(Mode::Persistent) if create_missing => Some("in mode persistent with createMissingPods"),
+            Some(Mode::Persistent | Mode::Session) | None => None,
+        };
+        // A shell that nobody could start is a mistake even where the pod is there already.
+        let shell = waits.or((mode == Some(Mode::Persistent)).then_some("in mode persistent"));
+        for (key, command, when) in [("idleCommand", &idle_command, waits), ("shellCommand", &shell_command, shell)] {
+            if let Some(when) = when.filter(|_| command.first().is_none_or(String::is_empty)) {
+                wrong(key, format!("must not be empty {when}"));
+            }
+        }
+        if injects {
+            if mode == Some(Mode::Persistent) && !create_missing {
+                let text = "changes pods that we make: set createMissingPods: true, or leave it out";
+                wrong("agentInjection", text.into());
+            }
+            if agent.is_none() {
+                wrong("disableAgent", "contradicts agentInjection.enabled: true".into());
+            }
+            if path_given {
+                let text = format!("agentInjection puts the agent at {}: leave agentPath out", inject::AGENT);
+                wrong("agentPath", text);
             }
         }
         if let Some(path) = &agent {
@@ -144,6 +199,7 @@ impl PodConfig {
             }
         }
         let count = spec.as_ref().map_or(0, |spec| spec.containers.len());
+        let console_number = console.unwrap_or_default();
         let console = console.and_then(|n| {
             let found = spec.as_ref()?.containers.get(n).map(|container| container.name.clone());
             if found.is_none() {
@@ -151,18 +207,38 @@ impl PodConfig {
             }
             found
         });
+        let mounts = spec.iter().flat_map(|spec| &spec.containers).filter(|c| Some(&c.name) == console.as_ref());
+        for mount in mounts.flat_map(|container| container.volume_mounts.iter().flatten()) {
+            if injects && inject::is_taken(&mount.mount_path) {
+                wrong("spec", format!("volumeMounts: {} is where agentInjection mounts its own", mount.mount_path));
+            }
+        }
         let (spec, mode, console) = (spec?, mode?, console?);
-        good.then_some(Self { metadata, spec, console, idle_command, shell_command, subsystems, mode, agent, expose })
+        let injection = match injection {
+            injection::Read::On(injection) => Some(injection),
+            injection::Read::Off => None,
+            injection::Read::Wrong => return None,
+        };
+        good.then_some(Self {
+            metadata,
+            spec,
+            console,
+            console_number,
+            idle_command,
+            shell_command,
+            subsystems,
+            mode,
+            persistent,
+            agent,
+            injection,
+            expose,
+        })
     }
 }
 
 fn mode(section: &mut Section) -> Option<Mode> {
-    let words = [("connection", Some(Mode::Connection)), ("session", Some(Mode::Session)), ("persistent", None)];
-    let mode = section.word("mode", &words, "connection")?;
-    if mode.is_none() {
-        section.mistake("mode", "persistent is not built yet; use connection or session");
-    }
-    mode
+    let words = [("connection", Mode::Connection), ("session", Mode::Session), ("persistent", Mode::Persistent)];
+    section.word("mode", &words, "connection")
 }
 
 /// For showing: values of variables are masked, for they may be secrets.
@@ -178,10 +254,10 @@ fn masked(spec: &PodSpec) -> serde_json::Value {
 }
 
 /// The agent's path, where it is not off.
-fn agent(section: &mut Section) -> Option<String> {
+fn agent(section: &mut Section, injected: bool) -> Option<String> {
     let disabled = section.or("disableAgent", false);
     // Without meaning when the agent is off, as in ContainerSSH.
-    let path = section.or("agentPath", AGENT.to_owned());
+    let path = section.or("agentPath", if injected { inject::AGENT } else { AGENT }.to_owned());
     (!disabled).then_some(path)
 }
 

@@ -72,7 +72,45 @@ fn every_mistake_is_told_with_its_place() {
             "kubernetes: {pod: {disableAgent: true, mode: x}}",
             "f.yaml:1:46: kubernetes.pod.mode: \"x\" is none of connection",
         ),
-        ("kubernetes: {pod: {disableAgent: true, mode: persistent}}", "persistent is not built yet"),
+        ("kubernetes: {pod: {disableAgent: true, mode: persistent}}", "name is missing: mode persistent needs it"),
+        (
+            "kubernetes: {pod: {mode: persistent, metadata: {name: '{username}'}}}",
+            "pod.metadata: name: {username} needs some text beside it",
+        ),
+        ("kubernetes: {pod: {mode: persistent, metadata: {name: A}}}", "pod.metadata: name: \"A\": pod names hold"),
+        (
+            "kubernetes: {pod: {mode: persistent, metadata: {name: p}, persistentIdleTimeout: 1h}}",
+            "pod.persistentIdleTimeout: is only for mode persistent with createMissingPods",
+        ),
+        ("kubernetes: {pod: {persistentIdleTimeout: 1h}}", "persistentIdleTimeout: is only for mode persistent"),
+        (
+            "kubernetes: {pod: {mode: persistent, metadata: {name: p}, createMissingPods: true, idleCommand: []}}",
+            "pod.idleCommand: must not be empty in mode persistent with createMissingPods",
+        ),
+        (
+            "kubernetes: {pod: {mode: persistent, metadata: {name: p}, agentInjection: {enabled: true, image: i}}}",
+            "pod.agentInjection: changes pods that we make",
+        ),
+        ("kubernetes: {pod: {agentInjection: {enabled: true}}}", "agentInjection.image: must name the image"),
+        ("kubernetes: {pod: {agentInjection: {enabled: yes}}}", "agentInjection.enabled: expected true or false"),
+        ("kubernetes: {pod: {agentInjection: {imagePullPolicy: x}}}", "\"x\" is none of Always, IfNotPresent, Never"),
+        (
+            "kubernetes: {pod: {agentInjection: {resources: {limit: {}}}}}",
+            "agentInjection.resources.limit: unknown key; did you mean limits?",
+        ),
+        (
+            "kubernetes: {pod: {disableAgent: true, agentInjection: {enabled: true, image: i}}}",
+            "pod.disableAgent: contradicts agentInjection.enabled",
+        ),
+        (
+            "kubernetes: {pod: {agentPath: /a, agentInjection: {enabled: true, image: i}}}",
+            "pod.agentPath: agentInjection puts the agent at /opt/podbay-agent/podbay-agent",
+        ),
+        (
+            "kubernetes: {pod: {agentInjection: {enabled: true, image: i}, spec: {containers: [{volumeMounts: [{name: v, \
+             mountPath: /run/podbay-agent}]}]}}}",
+            "/run/podbay-agent is where agentInjection mounts",
+        ),
         (
             "kubernetes: {pod: {disableAgent: true, consoleContainerNumber: 1}}",
             "there is no container 1: spec.containers has 1",
@@ -94,7 +132,7 @@ fn every_mistake_is_told_with_its_place() {
         ("kubernetes: {pod: {disableAgent: true, metadata: {uid: x}}}", "uid is set by the cluster"),
         (
             "kubernetes: {pod: {disableAgent: true, createMissingPods: true}}",
-            "createMissingPods: is not supported: it is not",
+            "createMissingPods: is only for mode persistent",
         ),
         ("kubernetes: {pod: {disableAgent: true, subsystems: {x: ''}}}", "x has no program"),
         ("kubernetes: {timeouts: {podStrt: 5s}, pod: {disableAgent: true}}", "unknown key; did you mean podStart?"),
@@ -236,4 +274,37 @@ kubernetes:
     );
     // Beside the pod, case counts.
     assert!(read("kubernetes: {pod: {disableAgent: true}, Timeouts: {}}").is_err());
+}
+
+#[test]
+fn an_agent_that_is_injected_is_found_where_it_is_put() {
+    let pod = read("kubernetes: {pod: {agentInjection: {enabled: true, image: 'r/a:1', imagePullSecrets: [s]}}}");
+    let pod = pod.expect("good").pod;
+    assert_eq!(pod.agent.as_deref(), Some(crate::inject::AGENT));
+    assert_eq!(pod.idle_command.first().map(String::as_str), Some(crate::inject::AGENT));
+    let injection = pod.injection.expect("on");
+    assert_eq!(injection, Injection { pull_secrets: vec!["s".into()], ..Injection::new("r/a:1") });
+    // Said, and not on.
+    let pod = read("kubernetes: {pod: {agentInjection: {image: 'r/a:1'}}}").expect("good").pod;
+    assert_eq!((pod.injection, pod.agent.as_deref()), (None, Some("/usr/bin/containerssh-agent")));
+    // Keys in any case, as in the rest of the pod.
+    let pod = read("kubernetes: {pod: {agentinjection: {Enabled: true, image: i, resources: {limits: {cpu: 1}}}}}");
+    let limits = pod.expect("good").pod.injection.expect("on").resources.limits.expect("limits");
+    assert_eq!(limits["cpu"].0, "1");
+}
+
+#[test]
+fn mode_persistent_names_its_pod() {
+    let read = |keys: &str| {
+        let pod = read(&format!("kubernetes: {{pod: {{mode: persistent, {keys}}}}}")).expect("good").pod;
+        assert_eq!(pod.metadata.name, None);
+        pod.persistent.expect("persistent")
+    };
+    // As ContainerSSH has it: the shell and the pod are there.
+    let existing = read("metadata: {name: workspace}, idleCommand: []");
+    assert_eq!((existing.name.of("alice").as_str(), existing.create_missing), ("workspace", false));
+    let keyed = read("metadata: {name: 'shell-{username}'}, createMissingPods: true, persistentIdleTimeout: 12h");
+    assert_eq!(keyed.name.of("alice"), "shell-alice");
+    assert_eq!((keyed.create_missing, keyed.idle_timeout), (true, Some(Duration::from_hours(12))));
+    assert_eq!(read("metadata: {name: p}, createMissingPods: true, persistentIdleTimeout: 0s").idle_timeout, None);
 }

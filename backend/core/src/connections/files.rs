@@ -18,7 +18,7 @@ const MODE: u32 = 0o600;
 pub(super) fn possible(files: &Files, config: &PodConfig) -> Result<(), Refusal> {
     let why = match (config.mode, &config.agent) {
         _ if files.is_empty() => return Ok(()),
-        (Mode::Session, _) => "files for pods need kubernetes.pod.mode connection",
+        (Mode::Session | Mode::Persistent, _) => "files for pods need kubernetes.pod.mode connection",
         (Mode::Connection, None) => {
             "files for pods need podbay-agent in the image: kubernetes.pod.disableAgent is true"
         }

@@ -4,6 +4,7 @@ use super::Connections;
 use crate::{
     identity::{self, Marks},
     lifecycle::reference,
+    persistent::{self, Claim},
 };
 use k8s_openapi::api::core::v1::Pod;
 use podbay::{
@@ -65,20 +66,36 @@ impl Page {
 
 impl Connections {
     /// Lists connections by their pods; within `timeouts.http` and some retries. (A connection in session mode that runs no
-    /// program has no pod, and is not seen.)
+    /// program has no pod, and is not seen; nor is one in a pod that others made. `created` of one in a pod that stays is the pod's.)
     pub async fn list(&self, request: &ListRequest) -> Result<Page, Refusal> {
         let deadline = Instant::now() + self.lifecycle().timeouts().http;
         let all = identity::all();
         let lists =
-            self.settings().namespaces.places().iter().map(|place| self.lifecycle().list(place, &all, deadline));
+            self.settings().namespaces.places().iter().map(|place| self.lifecycle().list_all(place, &all, deadline));
         Ok(page(&futures::future::try_join_all(lists).await?.concat(), request))
     }
 }
 
+/// The connections that a pod is there for: one, or those that claim it.
+fn uses(pod: &Pod) -> Vec<(&Pod, Marks, v1::ExecutionMode)> {
+    if let Some(marks) = Marks::read(&pod.metadata) {
+        let mode = if marks.session_mode { v1::ExecutionMode::Session } else { v1::ExecutionMode::Connection };
+        return vec![(pod, marks, mode)];
+    }
+    if !persistent::is_ours(&pod.metadata) {
+        return Vec::new();
+    }
+    let claims = persistent::claims(&pod.metadata).into_iter().map(|claim| {
+        let Claim { connection, owner, caller, user, remote } = claim;
+        let marks = Marks { connection, owner, caller, user, remote, session: None, session_mode: false };
+        (pod, marks, v1::ExecutionMode::Persistent)
+    });
+    claims.collect()
+}
+
 fn page(pods: &[Pod], request: &ListRequest) -> Page {
     let mut all: BTreeMap<ConnectionId, v1::Connection> = BTreeMap::new();
-    for pod in pods {
-        let Some(marks) = Marks::read(&pod.metadata) else { continue };
+    for (pod, marks, mode) in pods.iter().flat_map(uses) {
         let wanted = request.after.is_none_or(|after| marks.connection > after)
             && request.caller.as_ref().is_none_or(|caller| *caller == marks.caller)
             && request.user.as_ref().is_none_or(|user| *user == marks.user.name || *user == marks.user.authenticated);
@@ -90,7 +107,6 @@ fn page(pods: &[Pod], request: &ListRequest) -> Page {
             .creation_timestamp
             .as_ref()
             .map(|time| prost_types::Timestamp { seconds: time.0.as_second(), nanos: time.0.subsec_nanosecond() });
-        let mode = if marks.session_mode { v1::ExecutionMode::Session } else { v1::ExecutionMode::Connection };
         let connection = all.entry(marks.connection).or_insert_with(|| v1::Connection {
             connection_id: marks.connection.to_string(),
             owner_id: marks.owner.to_string(),

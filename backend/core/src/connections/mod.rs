@@ -13,10 +13,11 @@ pub use request::{Heartbeat, OpenRequest};
 pub use webhook::{Ask, ConfigWebhook};
 
 use crate::{
-    config::{Mode, Settings, duration_proto},
+    config::{Mode, Persistent, PodConfig, Settings, duration_proto},
+    failure::or_agent_missing,
     handle::{Contents, KeyRing, Target},
-    identity::{self, Marks},
-    lifecycle::{Kind, Lifecycle, StartRequest},
+    identity::{self, Identity, Marks},
+    lifecycle::{EnterRequest, Entered, Kind, Lifecycle, Release, StartRequest, StartedPod, Undo},
     link::{Links, Place},
     ownership::{Closing, Leases, Sweep},
     policy::ORIGINAL_COMMAND,
@@ -51,6 +52,34 @@ pub enum OpenEvent {
     Progress(v1::Progress),
     /// Last.
     Opened(v1::Opened),
+}
+
+/// What is undone where an opening fails after all.
+enum Began {
+    Pod(Undo),
+    Claim(Release),
+}
+
+fn target_of(StartedPod { pod, image_id, .. }: StartedPod) -> Target {
+    Target::Pod { namespace: pod.namespace, name: pod.name, uid: pod.uid.unwrap_or_default(), image_id }
+}
+
+/// Does something whose progress is told meanwhile.
+async fn telling<T>(
+    events: &mpsc::Sender<OpenEvent>,
+    work: impl AsyncFnOnce(mpsc::Sender<v1::Progress>) -> Result<T, Refusal>,
+) -> Result<T, Refusal> {
+    let (sender, mut progress) = mpsc::channel(8);
+    let tell = async {
+        while let Some(news) = progress.recv().await {
+            let _ = events.try_send(OpenEvent::Progress(news));
+        }
+        std::future::pending::<std::convert::Infallible>().await
+    };
+    tokio::select! {
+        result = work(sender) => result,
+        never = tell => match never {},
+    }
 }
 
 /// Opens, keeps and closes connections. Clones share everything.
@@ -162,66 +191,63 @@ impl Connections {
 
         // What is asked for; a start finds out whether the image has it.
         let level = if config.agent.is_some() { v1::AgentLevel::Containerssh } else { v1::AgentLevel::None };
-        let (target, opened, undo) = match config.mode {
-            Mode::Session => {
+        let (target, began, console) = match (config.mode, &config.persistent) {
+            (Mode::Session, _) => {
                 renewed.await?;
                 let mut base = template::base_pod(config, &who, &environment);
                 config.expose.mark(&metadata, &mut base.metadata);
-                let opened = v1::Opened { agent_level: level.into(), ..v1::Opened::default() };
-                (Target::Template(Box::new(base)), opened, None)
+                (Target::Template(Box::new(base)), None, None)
             }
-            Mode::Connection => {
+            (Mode::Persistent, Some(which)) => {
+                // A claim counts for as long as its owner's lease: that comes first.
+                renewed.await?;
+                let mut pod = template::persistent_pod(config, which, &who);
+                config.expose.mark(&metadata, &mut pod.metadata);
+                let entered = Box::pin(self.enter(config, pod, which, &who, deadline, events)).await?;
+                let Entered { started, console, release } = entered;
+                (target_of(started), Some(Began::Claim(release)), Some(console))
+            }
+            (Mode::Persistent, None) => return Err(Refusal::new(Reason::Internal, "mode persistent without a pod")),
+            (Mode::Connection, _) => {
                 let mut pod = template::connection_pod(config, &who, &environment);
                 config.expose.mark(&metadata, &mut pod.metadata);
                 let start = StartRequest { pod, console: config.console.clone(), kind: Kind::Connection, deadline };
-                let (sender, mut progress) = mpsc::channel(8);
                 // From the moment that the pod is there, it is undone unless all the rest works too.
-                let started = async {
+                let started = telling(events, async |sender| {
                     let started = self.lifecycle.start(start, &sender).await?;
                     let undo = self.lifecycle.guard(started.pod.clone());
                     Ok((started, undo))
-                };
-                let tell = async {
-                    while let Some(news) = progress.recv().await {
-                        let _ = events.try_send(OpenEvent::Progress(news));
-                    }
-                    std::future::pending::<std::convert::Infallible>().await
-                };
-                let ((), (started, undo)) = tokio::select! {
-                    result = async { futures::try_join!(renewed, started) } => result?,
-                    never = tell => match never {},
-                };
-                let pod = started.pod;
+                });
+                let ((), (started, undo)) = futures::try_join!(renewed, started)
+                    .map_err(|refusal| or_agent_missing(refusal, config.agent.as_deref(), &config.idle_command))?;
                 if let Some(agent) = config.agent.clone().filter(|_| !facts.files.is_empty()) {
                     let place = Place {
-                        pod: pod.clone(),
+                        pod: started.pod.clone(),
                         container: config.console.clone(),
                         agent,
                         image: started.image_id.clone(),
                     };
                     files::write(&self.links, &place, facts.files, deadline).await?;
                 }
-                let target = Target::Pod {
-                    namespace: pod.namespace.clone(),
-                    name: pod.name.clone(),
-                    uid: pod.uid.clone().unwrap_or_default(),
-                    image_id: started.image_id,
-                };
-                let opened = v1::Opened {
-                    handle: Bytes::new(),
-                    pod_namespace: pod.namespace,
-                    pod_name: pod.name,
-                    agent_level: level.into(),
-                };
-                (target, opened, Some(undo))
+                (target_of(started), Some(Began::Pod(undo)), None)
             }
         };
-        let contents = Contents::new(&settings, timeouts, &who, environment, target);
+        let mut opened = v1::Opened { agent_level: level.into(), ..v1::Opened::default() };
+        if let Target::Pod { namespace, name, .. } = &target {
+            opened.pod_namespace.clone_from(namespace);
+            opened.pod_name.clone_from(name);
+        }
+        let mut contents = Contents::new(&settings, timeouts, &who, environment, target);
+        if let Some(console) = console {
+            contents.console = console;
+        }
         let handle = Bytes::from(self.keys.seal(&contents, &who.caller)?);
         let pod_name = opened.pod_name.clone();
         events.send(OpenEvent::Opened(v1::Opened { handle, ..opened })).await.map_err(|_| given_up())?;
-        if let Some(undo) = undo {
-            undo.keep();
+        match began {
+            Some(Began::Pod(undo)) => undo.keep(),
+            Some(Began::Claim(release)) => release.keep(),
+            None => {}
         }
         tracing::info!(
             target: "podbay::activity",
@@ -229,6 +255,26 @@ impl Connections {
             "connection opened"
         );
         Ok(())
+    }
+
+    async fn enter(
+        &self,
+        config: &PodConfig,
+        pod: Pod,
+        which: &Persistent,
+        who: &Identity,
+        deadline: Instant,
+        events: &mpsc::Sender<OpenEvent>,
+    ) -> Result<Entered, Refusal> {
+        let request = EnterRequest {
+            pod,
+            which: which.clone(),
+            who: who.clone(),
+            console: (config.console.clone(), config.console_number),
+            deadline,
+        };
+        let entered = telling(events, async |sender| Box::pin(self.lifecycle.enter(request, &sender)).await).await;
+        entered.map_err(|refusal| or_agent_missing(refusal, config.agent.as_deref(), &config.idle_command))
     }
 
     /// Closes a connection of this caller: its pods are gone, within `podStop`. Gives how many there were; a connection that
@@ -268,10 +314,17 @@ impl Connections {
                         Err(_) => tracing::warn!(connection = %id, "users won't be told why: no answer in time"),
                     }
                 }
-                // First, so that no session starts a pod behind our back.
-                (Mode::Session, _) => self.leases.revoke(id, why, Instant::now() + budget).await?,
+                // First, so that no session starts a pod behind our back, or a program in one that stays.
+                (Mode::Session | Mode::Persistent, _) => self.leases.revoke(id, why, Instant::now() + budget).await?,
             }
             let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| caller.is_none_or(|c| c == marks.caller));
+            if self.settings.pod.mode == Mode::Persistent {
+                let deadline = Instant::now() + budget;
+                let theirs = |by: &str| caller.is_none_or(|caller| caller == by);
+                for namespace in self.settings.namespaces.places() {
+                    self.lifecycle.release(namespace, id, &theirs, deadline).await?;
+                }
+            }
             let selector = identity::of_connection(id);
             self.stop_everywhere(&selector, |pod| ours(&pod.metadata)).await
         };
@@ -310,11 +363,16 @@ impl Connections {
             renewed?;
             terminated = found;
             if complete {
-                let (this, caller) = (self.clone(), caller.clone());
+                let (this, caller, stays) = (self.clone(), caller.clone(), self.settings.pod.mode == Mode::Persistent);
                 // Apart, so that a slow list never delays a renewal's answer.
                 self.lifecycle.tracker().spawn(async move {
                     let namespaces = this.settings.namespaces.places();
                     this.sweep.run(&this.lifecycle, namespaces, owner, &known, &caller).await;
+                    if stays {
+                        for namespace in namespaces {
+                            this.sweep.claims(&this.lifecycle, namespace, owner, &known).await;
+                        }
+                    }
                 });
             }
         }

@@ -10,7 +10,7 @@ mod status;
 pub use create::{CreateFailure, of_create, of_delete};
 pub use status::Observer;
 
-use podbay::v1::{Reason, StartPhase};
+use podbay::v1::{Reason, Refusal, StartPhase};
 
 /// What a pod that starts is doing; one line for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,31 @@ pub enum Verdict {
     Certain(Reason, String),
     /// It does not start now, and may later.
     MayHeal(Reason, Progress),
+}
+
+/// There is nothing that runs at the agent's path; and what can be done about it.
+pub(crate) fn agent_missing(path: &str, words: &str) -> Refusal {
+    let text = format!(
+        "the image has no agent that runs at {path} ({}): add it to the image, set kubernetes.pod.disableAgent: true, or let \
+         kubernetes.pod.agentInjection bring it",
+        short(words)
+    );
+    Refusal::new(Reason::AgentMissing, text)
+}
+
+/// The refusal of a pod whose command is the agent, where that is what failed: for want of the agent.
+pub(crate) fn or_agent_missing(refusal: Refusal, agent: Option<&str>, command: &[String]) -> Refusal {
+    match agent {
+        Some(path)
+            if command.first().map(String::as_str) == Some(path)
+                && refusal.reason() == Reason::ContainerFailed
+                && refusal.message.contains(path)
+                && crate::session::is_missing(&refusal.message) =>
+        {
+            agent_missing(path, &refusal.message)
+        }
+        Some(_) | None => refusal,
+    }
 }
 
 /// The API's words on one line, cut for a terminal. The whole text is in the log.

@@ -120,6 +120,25 @@ impl Cluster for FakeCluster {
         .await
     }
 
+    async fn delete_pod_unchanged(&self, pod: &Pod) -> Result<(), ClusterError> {
+        let reference = reference(pod);
+        let changed = {
+            let state = self.state();
+            let now = state.pod(&reference)?;
+            now.metadata.resource_version != pod.metadata.resource_version
+        };
+        if changed {
+            return Err(ClusterError::Conflict {
+                message: "the ResourceVersion in the precondition does not match".into(),
+            });
+        }
+        self.delete_pod(&reference, None).await
+    }
+
+    async fn patch_pod(&self, pod: &PodRef, patch: serde_json::Value) -> Result<Pod, ClusterError> {
+        self.call(Call::PatchPod, |state| state.patch_pod(pod, &patch)).await
+    }
+
     async fn watch_pod(&self, pod: &PodRef) -> Result<mpsc::Receiver<PodChange>, ClusterError> {
         self.opening(Call::WatchPod).await?;
         let (sender, receiver) = mpsc::channel(16);

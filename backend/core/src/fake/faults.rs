@@ -15,6 +15,7 @@ pub enum Call {
     GetPod,
     ListPods,
     DeletePod,
+    PatchPod,
     WatchPod,
     PodEvents,
     Stream,

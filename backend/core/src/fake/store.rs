@@ -101,6 +101,25 @@ impl State {
         true
     }
 
+    /// Applies a merge patch of labels and annotations; nothing else of a pod is patched here.
+    pub fn patch_pod(&mut self, pod: &PodRef, patch: &serde_json::Value) -> Result<Pod, ClusterError> {
+        self.pod(pod)?;
+        let merge = |map: &mut Option<BTreeMap<String, String>>, key: &str| {
+            let changes = patch.pointer(&format!("/metadata/{key}")).and_then(serde_json::Value::as_object);
+            for (key, value) in changes.into_iter().flatten() {
+                match value.as_str() {
+                    Some(value) => drop(map.get_or_insert_default().insert(key.clone(), value.to_owned())),
+                    None => drop(map.get_or_insert_default().remove(key)),
+                }
+            }
+        };
+        self.change_pod(&pod.namespace, &pod.name, |pod| {
+            merge(&mut pod.metadata.labels, "labels");
+            merge(&mut pod.metadata.annotations, "annotations");
+        });
+        self.pod(pod).cloned()
+    }
+
     /// Removes a pod, only that of this uid where one is given.
     pub fn remove_pod(&mut self, namespace: &str, name: &str, uid: Option<&str>) {
         let key = (namespace.to_owned(), name.to_owned());

@@ -59,6 +59,9 @@ pub struct Contents {
     /// kuberun's `disableCommand`: only shells.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub only_shells: bool,
+    /// The pod outlives the connection (mode `persistent`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stays: bool,
     /// Where programs run.
     pub target: Target,
 }
@@ -66,7 +69,7 @@ pub struct Contents {
 /// Where a connection's programs run.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub enum Target {
-    /// In this pod (mode `connection`).
+    /// In this pod (modes `connection` and `persistent`).
     Pod {
         /// Its namespace.
         namespace: String,
@@ -103,6 +106,7 @@ impl Contents {
             agent: config.agent.clone(),
             security: settings.security.clone(),
             only_shells: settings.kuberun.is_some_and(|kuberun| kuberun.disable_command),
+            stays: config.mode == Mode::Persistent,
             target,
         }
     }
@@ -110,12 +114,13 @@ impl Contents {
     /// How pods and programs belong together.
     pub fn mode(&self) -> Mode {
         match self.target {
+            Target::Pod { .. } if self.stays => Mode::Persistent,
             Target::Pod { .. } => Mode::Connection,
             Target::Template(_) => Mode::Session,
         }
     }
 
-    /// The connection's pod (mode `connection`).
+    /// The connection's pod (modes `connection` and `persistent`).
     pub fn pod(&self) -> Option<PodRef> {
         match &self.target {
             Target::Pod { namespace, name, uid, .. } => {

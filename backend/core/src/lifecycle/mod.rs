@@ -5,10 +5,12 @@
 //! killed) is the reaper's.
 
 mod backoff;
+mod enter;
 mod start;
 mod stop;
 
 pub use backoff::Backoff;
+pub use enter::{EnterRequest, Entered, Release};
 pub use start::{Kind, StartRequest, StartedPod};
 pub(crate) use stop::reference;
 

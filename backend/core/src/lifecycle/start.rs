@@ -76,16 +76,7 @@ impl Lifecycle {
     ) -> Result<StartedPod, Refusal> {
         let pod = reference(&request.pod).ok_or_else(|| Refusal::new(Reason::Internal, "a pod without name"))?;
         let deadline = request.deadline;
-        let mut request = request;
-        let mark = hex::encode(rand::random::<[u8; 8]>());
-        request.pod.metadata.annotations.get_or_insert_default().insert(TRY.into(), mark.clone());
-        let mut start = Start {
-            undo: Undo { lifecycle: self.clone(), pod, mark, what: Left::Nothing },
-            lifecycle: self,
-            request,
-            telling: Telling { progress, since: Instant::now(), last: None, told: None },
-            adopted: false,
-        };
+        let mut start = Start::new(self, pod, request, progress);
         match timeout_at(deadline, start.run()).await {
             Ok(Ok(started)) => {
                 start.undo.keep();
@@ -97,17 +88,35 @@ impl Lifecycle {
     }
 }
 
-type Failure = (Reason, String);
+pub(super) type Failure = (Reason, String);
 
-struct Start<'a> {
-    lifecycle: &'a Lifecycle,
-    request: StartRequest,
-    undo: Undo,
-    telling: Telling<'a>,
+pub(super) struct Start<'a> {
+    pub(super) lifecycle: &'a Lifecycle,
+    pub(super) request: StartRequest,
+    pub(super) undo: Undo,
+    pub(super) telling: Telling<'a>,
     adopted: bool,
 }
 
-impl Start<'_> {
+impl<'a> Start<'a> {
+    /// With a mark of its own on the pod.
+    pub(super) fn new(
+        lifecycle: &'a Lifecycle,
+        pod: PodRef,
+        mut request: StartRequest,
+        progress: &'a mpsc::Sender<v1::Progress>,
+    ) -> Self {
+        let mark = hex::encode(rand::random::<[u8; 8]>());
+        request.pod.metadata.annotations.get_or_insert_default().insert(TRY.into(), mark.clone());
+        Self {
+            undo: Undo { lifecycle: lifecycle.clone(), pod, mark, what: Left::Nothing },
+            lifecycle,
+            request,
+            telling: Telling { progress, since: Instant::now(), last: None, told: None },
+            adopted: false,
+        }
+    }
+
     async fn run(&mut self) -> Result<StartedPod, Failure> {
         loop {
             self.create().await?;
@@ -164,7 +173,7 @@ impl Start<'_> {
     }
 
     /// A wait in which the user is reminded of what stands in the way.
-    async fn pause(&mut self, wait: Duration) {
+    pub(super) async fn pause(&mut self, wait: Duration) {
         let until = Instant::now() + wait;
         while Instant::now() < until {
             tokio::time::sleep_until(until.min(self.telling.next_reminder())).await;
@@ -214,7 +223,7 @@ impl Start<'_> {
     }
 
     /// Until the pod runs, or it is certain that it won't.
-    async fn wait(&mut self) -> Result<StartedPod, Failure> {
+    pub(super) async fn wait(&mut self) -> Result<StartedPod, Failure> {
         let (sender, events) = watch::channel(Vec::new());
         let pod = self.undo.pod.clone();
         let lifecycle = self.lifecycle;
@@ -325,7 +334,7 @@ async fn read_events(
 }
 
 /// What the user was told.
-struct Telling<'a> {
+pub(super) struct Telling<'a> {
     progress: &'a mpsc::Sender<v1::Progress>,
     since: Instant,
     last: Option<(StartPhase, Option<Reason>, String)>,
@@ -334,7 +343,7 @@ struct Telling<'a> {
 
 impl Telling<'_> {
     /// Tells it if it is new.
-    fn tell(&mut self, phase: StartPhase, heals: Option<Reason>, message: &str) {
+    pub(super) fn tell(&mut self, phase: StartPhase, heals: Option<Reason>, message: &str) {
         let new = (phase, heals, message.to_owned());
         if self.last.as_ref() != Some(&new) {
             self.last = Some(new);
@@ -367,7 +376,7 @@ impl Telling<'_> {
     }
 
     /// The deadline is over: the cause that stood in the way is the reason.
-    fn out_of_time(&self) -> Refusal {
+    pub(super) fn out_of_time(&self) -> Refusal {
         let waited = format!("(waited {} s)", self.since.elapsed().as_secs());
         match &self.last {
             Some((_, Some(reason), message)) => Refusal::new(*reason, format!("{message} {waited}")),

@@ -4,11 +4,15 @@ use super::{Backoff, Lifecycle};
 use crate::{
     cluster::{Cluster, ClusterError, PodChange, PodRef},
     failure,
-    identity::Marks,
+    identity::{self, Marks},
+    persistent,
 };
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::core::v1::Pod;
-use podbay::v1::{Reason, Refusal};
+use podbay::{
+    ConnectionId,
+    v1::{Reason, Refusal},
+};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -58,12 +62,48 @@ impl Lifecycle {
         results.into_iter().collect::<Result<Vec<()>, _>>().map(|_| count)
     }
 
-    /// Lists pods of ours, with retries until the deadline.
+    /// Takes a connection's claim off the pod that it uses (mode `persistent`), where `theirs` takes the claim's caller.
+    pub async fn release(
+        &self,
+        namespace: &str,
+        connection: ConnectionId,
+        theirs: impl Fn(&str) -> bool,
+        deadline: Instant,
+    ) -> Result<(), Refusal> {
+        for found in self.list_all(namespace, &identity::of_claim(connection), deadline).await? {
+            let claims = persistent::claims(&found.metadata);
+            let ours = claims.iter().any(|claim| claim.connection == connection && theirs(&claim.caller));
+            let Some(pod) = reference(&found).filter(|_| ours) else { continue };
+            let mut backoff = Backoff::default();
+            loop {
+                let patch = persistent::release_patch([connection]);
+                let error = match self.cluster.patch_pod(&pod, patch).await {
+                    Ok(_) | Err(ClusterError::NotFound { .. } | ClusterError::Conflict { .. }) => break,
+                    Err(error) => error,
+                };
+                let wait = backoff.next(retry_after(&error));
+                if Instant::now() + wait >= deadline {
+                    let text = format!("the pod can't be left: {}", failure::short(&error.to_string()));
+                    return Err(Refusal::new(Reason::KubernetesUnavailable, text));
+                }
+                sleep(wait).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists pods that belong to one connection each, with retries until the deadline.
     pub async fn list(&self, namespace: &str, selector: &str, deadline: Instant) -> Result<Vec<Pod>, Refusal> {
+        let pods = self.list_all(namespace, selector, deadline).await?;
+        Ok(pods.into_iter().filter(|pod| Marks::read(&pod.metadata).is_some()).collect())
+    }
+
+    /// Lists pods, with retries until the deadline.
+    pub async fn list_all(&self, namespace: &str, selector: &str, deadline: Instant) -> Result<Vec<Pod>, Refusal> {
         let mut backoff = Backoff::default();
         loop {
             let error = match self.cluster.list_pods(namespace, selector).await {
-                Ok(pods) => return Ok(pods.into_iter().filter(|pod| Marks::read(&pod.metadata).is_some()).collect()),
+                Ok(pods) => return Ok(pods),
                 Err(error) => error,
             };
             let wait = backoff.next(retry_after(&error));

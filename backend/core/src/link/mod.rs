@@ -235,8 +235,15 @@ impl Shared {
         if images.len() >= MOST_IMAGES {
             images.clear();
         }
-        if !image.is_empty() {
-            images.insert(image.to_owned(), found);
+        let known = if image.is_empty() { None } else { images.insert(image.to_owned(), found) };
+        drop(images);
+        if known != Some(found) {
+            let level = match found {
+                Found::Podbay => "podbay-agent",
+                Found::Containerssh => "containerssh-agent",
+                Found::Nothing => "none",
+            };
+            tracing::info!(image, level, "the agent's level in this image is known");
         }
     }
 

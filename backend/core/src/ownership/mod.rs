@@ -3,6 +3,7 @@
 //! The rule and its reasons: docs/design/0003-ownership.md. No wall clock is ever compared: a lease's *change* is the sign
 //! of life, and time is what one reaper has itself watched.
 
+mod idle;
 mod lease;
 mod mark;
 mod observe;

@@ -1,6 +1,7 @@
 //! The reaper: finds owners that are dead, and deletes what they left. Any number of replicas may run one.
 
 use super::{
+    idle::Idle,
     lease::{EXPIRED, Leases, holder},
     observe::{Item, Observations},
 };
@@ -9,6 +10,7 @@ use crate::{
     config::Namespaces,
     identity::{self, Marks, OWNER},
     lifecycle::{Lifecycle, reference},
+    persistent,
 };
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
@@ -54,12 +56,17 @@ pub struct Reaper {
     deleting: JoinSet<String>,
     deleted: watch::Sender<u64>,
     busy: HashSet<String>,
+    /// Pods that outlive connections.
+    idle: Idle,
+    idle_timeout: Option<Duration>,
 }
 
 /// What a look found.
 struct Found {
     leases: Vec<Lease>,
     pods: Vec<(Marks, PodRef)>,
+    /// Those that outlive connections.
+    staying: Vec<Pod>,
     started: Duration,
     ended: Duration,
 }
@@ -81,6 +88,8 @@ impl Reaper {
             deleting: JoinSet::new(),
             deleted: watch::Sender::new(0),
             busy: HashSet::new(),
+            idle: Idle::default(),
+            idle_timeout: None,
         }
     }
 
@@ -89,6 +98,12 @@ impl Reaper {
     pub fn everywhere(mut self, namespaces: &Namespaces) -> Self {
         self.namespaces = namespaces.places().to_vec();
         self
+    }
+
+    /// Deletes pods that outlive connections (mode `persistent`) when they had none for so long; `None` = never.
+    #[must_use]
+    pub fn idle_timeout(self, idle_timeout: Option<Duration>) -> Self {
+        Self { idle_timeout, ..self }
     }
 
     /// How many pods it has deleted; for metrics.
@@ -135,15 +150,17 @@ impl Reaper {
         let cluster = self.lifecycle.cluster();
         // Pods after leases: the lease of a new owner is there before its first pod, or appears at the next look.
         let leases = cluster.list_leases(&self.leases.ownership().namespace, &identity::all()).await?;
-        let mut pods = Vec::new();
+        let mut all = Vec::new();
         for namespace in &self.namespaces {
-            pods.extend(cluster.list_pods(namespace, &identity::all()).await?.iter().filter_map(mine));
+            all.extend(cluster.list_pods(namespace, &identity::all()).await?);
         }
-        Ok(Found { leases, pods, started, ended: self.born.elapsed() })
+        let (staying, pods): (Vec<_>, Vec<_>) = all.into_iter().partition(|pod| persistent::is_ours(&pod.metadata));
+        let pods = pods.iter().filter_map(mine).collect();
+        Ok(Found { leases, pods, staying, started, ended: self.born.elapsed() })
     }
 
     async fn judge(&mut self, found: Found) {
-        let Found { leases, pods, started, ended } = found;
+        let Found { leases, pods, staying, started, ended } = found;
         let by_owner: BTreeMap<OwnerId, Lease> =
             leases.iter().filter_map(|lease| Some((owner_of(lease)?, lease.clone()))).collect();
         let duration = self.leases.ownership().lease_duration;
@@ -197,7 +214,45 @@ impl Reaper {
                 self.delete(pod);
             }
         }
+        let is_live = |owner: &OwnerId| {
+            by_owner.get(owner).is_some_and(|lease| holder(lease) != EXPIRED) && !taken.contains(owner)
+        };
+        self.look_after(&staying, is_live, ended).await;
         self.forget(&leases, &still, started, ended).await;
+    }
+
+    /// Takes dead claims off pods that outlive connections, and deletes those that nobody has used for long.
+    async fn look_after(&mut self, pods: &[Pod], is_live: impl Fn(&OwnerId) -> bool, now: Duration) {
+        let bounds = (self.leases.ownership().lease_duration, self.idle_timeout);
+        let verdicts = self.idle.look(pods, is_live, bounds, now);
+        let verdicts: Vec<_> = verdicts.into_iter().map(|(pod, verdict)| (pod.clone(), verdict)).collect();
+        let cluster = self.lifecycle.cluster();
+        let going: Vec<PodRef> = stream::iter(verdicts)
+            .map(|(pod, verdict)| async move {
+                let reference = reference(&pod)?;
+                if verdict.delete {
+                    // As it was read: whoever claims it in this moment changes it, and wins.
+                    match cluster.delete_pod_unchanged(&pod).await {
+                        Ok(()) => {
+                            tracing::info!(pod = reference.name, "nobody used a pod for long; deleting it");
+                            return Some(reference);
+                        }
+                        Err(error) => tracing::info!(pod = reference.name, %error, "an idle pod is not deleted yet"),
+                    }
+                } else if let Err(error) =
+                    cluster.patch_pod(&reference, persistent::release_patch(verdict.release)).await
+                {
+                    tracing::warn!(pod = reference.name, %error, "dead claims are not taken off yet");
+                }
+                None
+            })
+            .buffer_unordered(AT_ONCE)
+            .filter_map(|going| async move { going })
+            .collect()
+            .await;
+        for pod in going {
+            self.delete(pod);
+        }
     }
 
     /// Deletes a pod in the background.

@@ -4,6 +4,7 @@ use crate::{
     cluster::PodRef,
     identity::Marks,
     lifecycle::{Lifecycle, reference},
+    persistent,
 };
 use k8s_openapi::api::core::v1::Pod;
 use podbay::{ConnectionId, OwnerId};
@@ -26,12 +27,14 @@ type Seen = (Instant, BTreeMap<String, Instant>);
 pub struct Sweep {
     spare: Duration,
     owners: Mutex<BTreeMap<OwnerId, Seen>>,
+    /// The same for unknown claims, by uid and connection.
+    claimants: Mutex<BTreeMap<OwnerId, Seen>>,
 }
 
 impl Sweep {
     /// Spares what was first seen less than `spare` ago.
     pub fn new(spare: Duration) -> Self {
-        Self { spare, owners: Mutex::default() }
+        Self { spare, owners: Mutex::default(), claimants: Mutex::default() }
     }
 
     /// The owner has exactly these connections, and these are its pods: gives those to close.
@@ -62,6 +65,57 @@ impl Sweep {
         }
         owners.insert(owner, (now, seen));
         close
+    }
+
+    /// The owner has exactly these connections: gives its claims on this pod that are of others, seen so long enough.
+    fn unknown_claims(
+        &self,
+        owner: OwnerId,
+        known: &HashSet<ConnectionId>,
+        pods: &[Pod],
+        now: Instant,
+    ) -> Vec<(PodRef, Vec<ConnectionId>)> {
+        let mut owners = self.claimants.lock().unwrap_or_else(PoisonError::into_inner);
+        owners.retain(|_, (heard, _)| now.saturating_duration_since(*heard) < FORGET);
+        let (_, before) = owners.remove(&owner).unwrap_or((now, BTreeMap::new()));
+        let mut seen = BTreeMap::new();
+        let mut release = Vec::new();
+        for pod in pods {
+            let Some(reference) = reference(pod) else { continue };
+            let claims = persistent::claims(&pod.metadata).into_iter();
+            let unknown = claims.filter(|claim| claim.owner == owner && !known.contains(&claim.connection));
+            let mut old = Vec::new();
+            for claim in unknown {
+                let key = format!("{}/{}", reference.uid.as_deref().unwrap_or_default(), claim.connection);
+                let first = before.get(&key).copied().unwrap_or(now);
+                if now.saturating_duration_since(first) >= self.spare {
+                    old.push(claim.connection);
+                }
+                seen.insert(key, first);
+            }
+            if !old.is_empty() {
+                release.push((reference, old));
+            }
+        }
+        owners.insert(owner, (now, seen));
+        release
+    }
+
+    /// Takes the owner's unknown claims off the pods that stay. What fails is done the next time.
+    pub async fn claims(&self, lifecycle: &Lifecycle, namespace: &str, owner: OwnerId, known: &HashSet<ConnectionId>) {
+        let pods = match lifecycle.cluster().list_pods(namespace, &crate::identity::of_persistent()).await {
+            Ok(pods) => pods,
+            Err(error) => {
+                tracing::warn!(%owner, %error, "the pods that stay can't be listed; next time");
+                return;
+            }
+        };
+        for (pod, connections) in self.unknown_claims(owner, known, &pods, Instant::now()) {
+            tracing::warn!(pod = pod.name, %owner, count = connections.len(), "releasing claims that their owner doesn't know");
+            if let Err(error) = lifecycle.cluster().patch_pod(&pod, persistent::release_patch(connections)).await {
+                tracing::warn!(pod = pod.name, %error, "claims are not released; next time");
+            }
+        }
     }
 
     /// Reads the owner's pods and closes the unknown ones in the background.

@@ -5,6 +5,7 @@ use super::{
     console::Signaller,
     durable::Client,
     ending::{self, of_exec, of_gone, read_exit},
+    leftover::Leftover,
     machine::Machine,
     places::Place,
     proof::{Proof, Proven},
@@ -84,6 +85,8 @@ struct Driver<S> {
     cut: CancellationToken,
     /// Delivers signals, once the program runs and where an agent can.
     signaller: Option<Signaller>,
+    /// Ends the program when its client is gone, where no agent can and the pod lives on.
+    leftover: Option<Leftover>,
     /// The signal that is being delivered; one at a time, so that they arrive in order.
     signalling: Option<Delivery>,
     /// The bound of one.
@@ -118,6 +121,7 @@ impl Sessions {
             progress,
             cut,
             signaller: None,
+            leftover: None,
             signalling: None,
             signal_bound: contents.timeouts.signal,
         };
@@ -137,6 +141,9 @@ impl Sessions {
         if let (Err(_), Some(signaller)) = (&result, driver.signaller.take()) {
             // Nobody waits for the program any more, and the pod may live on.
             self.lifecycle.tracker().spawn(signaller.kill(contents.timeouts.signal));
+        }
+        if let Some(leftover) = driver.leftover.take() {
+            self.lifecycle.tracker().spawn(leftover.end(contents.timeouts.signal));
         }
         let (kind, refusal) = match result {
             Ok(exit) => match exit.end {
@@ -178,8 +185,20 @@ impl Sessions {
             }
             Err(refusal) => return Err(refusal.into()),
         };
-        let Running { mut streams, pod, own_pod, stdout, stderr, warning, wrapped, mut proof, signaller, attached } =
-            running;
+        let Running {
+            mut streams,
+            pod,
+            own_pod,
+            stdout,
+            stderr,
+            warning,
+            wrapped,
+            mut proof,
+            signaller,
+            leftover,
+            attached,
+        } = running;
+        driver.leftover = leftover;
         driver.machine.started(v1::Started {
             agent_level: if signaller.is_some() { AgentLevel::Containerssh } else { AgentLevel::None }.into(),
             pod_namespace: pod.namespace.clone(),
@@ -212,6 +231,9 @@ impl Sessions {
         driver.release(&mut proof, None);
         // An attach's Status speaks of the streaming only, and the pod keeps the program's own.
         let end = if wrapped && !attached { true_end(end) } else { end };
+        if !matches!(end, StreamEnd::Lost(_)) || matches!(proof.proven(), Proven::Ended(_)) {
+            driver.leftover = None;
+        }
         drop(streams);
         driver.signaller = None;
         driver.machine.discard_input();

@@ -7,6 +7,7 @@ mod console;
 mod driver;
 mod durable;
 mod ending;
+mod leftover;
 mod machine;
 mod open;
 mod places;
@@ -77,6 +78,7 @@ mod testing {
             agent: None,
             security: crate::policy::Security::default(),
             only_shells: false,
+            stays: false,
             target: Target::Pod {
                 namespace: "ns".into(),
                 name: "p".into(),

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     config::Mode,
-    failure::short,
+    failure::agent_missing,
     handle::{Contents, Target},
     link::{Found, Place},
 };
@@ -56,7 +56,7 @@ impl Sessions {
         let Stopping { moving, cut } = stopping;
         let mut client = Client { frames, to, cut, moving };
         let budget = match contents.mode() {
-            Mode::Connection => contents.timeouts.command_start,
+            Mode::Connection | Mode::Persistent => contents.timeouts.command_start,
             Mode::Session => contents.timeouts.pod_start.saturating_add(contents.timeouts.command_start),
         };
         let deadline = Instant::now() + budget;
@@ -106,7 +106,13 @@ impl Sessions {
         (deadline, progress): (Instant, &mpsc::Sender<v1::Progress>),
     ) -> Result<Start, Refusal> {
         let own_pod: Option<OwnPod> = match &contents.target {
-            Target::Pod { .. } => None,
+            Target::Pod { .. } => {
+                if contents.stays {
+                    // The pod does not end with the connection: a closed one is told by its mark.
+                    Api { sessions: self, deadline, progress }.admit(contents, caller).await?;
+                }
+                None
+            }
             Target::Template(base) => {
                 let api = Api { sessions: self, deadline, progress };
                 api.admit(contents, caller).await?;
@@ -137,14 +143,7 @@ impl Sessions {
                 tracing::info!(pod = pod.name, agent, words, "the agent is containerssh-agent");
                 Ok(Start::Without(own_pod.map(|own_pod| Prepared { own_pod, image: image.to_owned() })))
             }
-            Begun::Other(Found::Nothing | Found::Podbay, words) => {
-                let text = format!(
-                    "the image has no agent that runs at {agent} ({}): add it to the image, or set \
-                     kubernetes.pod.disableAgent: true",
-                    short(&words)
-                );
-                Err(Refusal::new(Reason::AgentMissing, text))
-            }
+            Begun::Other(Found::Nothing | Found::Podbay, words) => Err(agent_missing(agent, &words)),
         }
     }
 }

@@ -7,13 +7,14 @@ use super::{
     Opening, Sessions,
     console::{Console, PidReader, Signaller},
     ending::is_missing,
+    leftover::Leftover,
     places,
     proof::Proof,
     reach::Api,
 };
 use crate::{
     cluster::{Input, Output, PodRef, StreamEnd, StreamRequest, Streams},
-    failure::short,
+    failure::{agent_missing, or_agent_missing, short},
     handle::{Contents, Target},
     identity::{self, Marks},
     lifecycle::{Kind, Lifecycle, StartRequest},
@@ -58,6 +59,8 @@ pub(super) struct Running {
     pub proof: Proof,
     /// Delivers signals, where an agent can.
     pub signaller: Option<Signaller>,
+    /// Ends the program once its client left, where nothing else would.
+    pub leftover: Option<Leftover>,
     /// The program is the container's own: its end stands in the pod's status.
     pub attached: bool,
 }
@@ -118,14 +121,7 @@ impl Marked {
                 return Ok(pid);
             }
             next = Bytes::new();
-            let missing = |words: &str| {
-                let text = format!(
-                    "the image has no agent that runs at {path} ({}): add it to the image, or set \
-                     kubernetes.pod.disableAgent: true",
-                    short(words)
-                );
-                Err(Refusal::new(Reason::AgentMissing, text))
-            };
+            let missing = |words: &str| Err(agent_missing(path, words));
             match self.streams.output.recv().await {
                 Some(Output::Stdout(bytes)) => next = bytes,
                 Some(Output::Stderr(bytes)) => {
@@ -184,6 +180,9 @@ impl Sessions {
         match (&contents.target, contents.pod()) {
             (Target::Pod { image_id, .. }, Some(pod)) => {
                 let api = Api { sessions: self, deadline, progress };
+                if contents.stays {
+                    api.admit(contents, caller).await?;
+                }
                 self.exec(contents, opening, pod, image_id, &api).await
             }
             (Target::Template(base), _) => {
@@ -314,6 +313,13 @@ impl Sessions {
             }
             Some(_) | None => None,
         };
+        let leftover = match nonce {
+            Some(nonce) if contents.stays && signaller.is_none() => {
+                let (cluster, container) = (Arc::clone(self.lifecycle.cluster()), contents.console.clone());
+                Some(Leftover { cluster, pod: pod.clone(), container, nonce: nonce.clone() })
+            }
+            Some(_) | None => None,
+        };
         let Marked { streams, stdout, stderr } = marked;
         let mut warning = match start {
             Start::Wrapped => String::new(),
@@ -327,7 +333,7 @@ impl Sessions {
         }
         let (wrapped, attached) = (start == Start::Wrapped, own_pod.is_some());
         let proof = Proof::new(nonce, opening.tty);
-        Ok(Running { streams, pod, own_pod, stdout, stderr, warning, wrapped, proof, signaller, attached })
+        Ok(Running { streams, pod, own_pod, stdout, stderr, warning, wrapped, proof, signaller, leftover, attached })
     }
 
     /// In a pod of the program's own that stands ready.
@@ -355,7 +361,8 @@ impl Sessions {
     ) -> Result<OwnPod, Refusal> {
         let waits = [agent, "wait-signal", "--signal", "INT", "--signal", "TERM"].map(str::to_owned).into();
         let pod = pod_of(contents, opening, base, Some(waits), &BTreeMap::new());
-        self.start_pod(contents, pod, deadline, progress).await
+        let started = self.start_pod(contents, pod, deadline, progress).await;
+        started.map_err(|refusal| or_agent_missing(refusal, Some(agent), &[agent.to_owned()]))
     }
 
     /// Whether the connection has few enough pods for one more, whichever replica made them. (Two that look at the same

@@ -33,7 +33,12 @@ pub fn unavailable() -> ClusterError {
 
 impl World {
     pub fn new(mode: &str) -> Self {
-        let text = format!("kubernetes: {{pod: {{disableAgent: true, mode: {mode}, metadata: {{namespace: ns}}}}}}");
+        Self::configured(&format!("disableAgent: true, mode: {mode}, metadata: {{namespace: ns}}"))
+    }
+
+    /// With these keys below `kubernetes.pod`.
+    pub fn configured(pod: &str) -> Self {
+        let text = format!("kubernetes: {{pod: {{{pod}}}}}");
         let document = Document::parse("f", &text).expect("YAML");
         let settings = Settings::read(&mut document.root());
         document.finish().expect("no mistake");
@@ -46,10 +51,14 @@ impl World {
     }
 
     pub fn request(connection: u8, owner: u8, caller: &str) -> OpenRequest {
+        Self::request_of("alice", connection, owner, caller)
+    }
+
+    pub fn request_of(user: &str, connection: u8, owner: u8, caller: &str) -> OpenRequest {
         let message = v1::OpenConnectionRequest {
             connection_id: id(connection),
             owner_id: id(owner),
-            user: Some(v1::User { name: "alice".into(), authenticated_name: String::new() }),
+            user: Some(v1::User { name: user.into(), authenticated_name: String::new() }),
             remote_address: "192.0.2.1".into(),
             ..v1::OpenConnectionRequest::default()
         };
@@ -57,8 +66,12 @@ impl World {
     }
 
     pub async fn open(&self, connection: u8, owner: u8, caller: &str) -> Result<v1::Opened, Refusal> {
+        self.open_for("alice", connection, owner, caller).await
+    }
+
+    pub async fn open_for(&self, user: &str, connection: u8, owner: u8, caller: &str) -> Result<v1::Opened, Refusal> {
         let (sender, mut events) = mpsc::channel(64);
-        self.connections.open(Self::request(connection, owner, caller), sender).await?;
+        self.connections.open(Self::request_of(user, connection, owner, caller), sender).await?;
         while let Some(event) = events.recv().await {
             if let OpenEvent::Opened(opened) = event {
                 return Ok(opened);
@@ -89,7 +102,8 @@ impl World {
     }
 
     pub fn reaper(&self) -> Reaper {
-        Reaper::new(self.connections.lifecycle().clone(), self.connections.leases().clone(), "ns")
+        let idle = self.settings.pod.persistent.as_ref().and_then(|which| which.idle_timeout);
+        Reaper::new(self.connections.lifecycle().clone(), self.connections.leases().clone(), "ns").idle_timeout(idle)
     }
 
     pub fn duration(&self) -> Duration {
