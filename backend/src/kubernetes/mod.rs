@@ -28,7 +28,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{AttachParams, DeleteParams, ListParams, PostParams, Preconditions, Request},
+    api::{AttachParams, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, Request},
 };
 use limit::Limit;
 use podbay_backend_core::{
@@ -178,6 +178,16 @@ impl Cluster for KubeCluster {
 
     async fn list_pods(&self, namespace: &str, selector: &str) -> Result<Vec<Pod>, ClusterError> {
         self.list("list_pods", &self.pods(namespace), ListParams::default().labels(selector)).await
+    }
+
+    async fn annotate_pod(&self, pod: &PodRef, version: &str, key: &str, value: &str) -> Result<(), ClusterError> {
+        let mut metadata = serde_json::json!({"resourceVersion": version, "annotations": {key: value}});
+        if let Some(uid) = &pod.uid {
+            metadata["uid"] = uid.as_str().into();
+        }
+        let patch = Patch::Merge(serde_json::json!({"metadata": metadata}));
+        let pods = self.pods(&pod.namespace);
+        self.unary.run("annotate_pod", pods.patch(&pod.name, &PatchParams::default(), &patch)).await.map(drop)
     }
 
     async fn delete_pod(&self, pod: &PodRef, grace: Option<Duration>) -> Result<(), ClusterError> {

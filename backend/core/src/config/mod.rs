@@ -15,7 +15,7 @@ pub use ownership::Ownership;
 pub use pod::{IDLE, Mode, PodConfig};
 pub use security::Security;
 pub use timeouts::Timeouts;
-pub(crate) use timeouts::duration_proto;
+pub use timeouts::duration_proto;
 
 use podbay_runtime::config::Section;
 

@@ -3,9 +3,11 @@
 //! Who may call is decided before: the caller's service comes in as a name, and its rights (operator, which users) are the
 //! service's to check.
 
+mod found;
 mod list;
 mod request;
 
+pub use found::FoundPod;
 pub use list::{ListRequest, Page};
 pub use request::{Heartbeat, OpenRequest};
 
@@ -238,7 +240,7 @@ impl Connections {
         let mut terminated = Vec::new();
         if leaving {
             let selector = identity::of_owner(owner);
-            let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| marks.caller == caller);
+            let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| marks.caller == caller && !marks.is_kept());
             let namespace = self.settings.pod.namespace();
             self.lifecycle.stop_all(namespace, &selector, |pod| ours(&pod.metadata)).await?;
             self.leases.leave(owner, &caller).await?;

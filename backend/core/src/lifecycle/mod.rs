@@ -9,6 +9,7 @@ mod start;
 mod stop;
 
 pub use backoff::Backoff;
+pub(crate) use start::image_id;
 pub use start::{Kind, StartRequest, StartedPod};
 pub(crate) use stop::reference;
 

@@ -128,7 +128,8 @@ impl Reaper {
         // Pods after leases: the lease of a new owner is there before its first pod, or appears at the next look.
         let leases = cluster.list_leases(&self.leases.ownership().namespace, &identity::all()).await?;
         let pods = cluster.list_pods(&self.namespace, &identity::all()).await?;
-        let pods = pods.iter().filter_map(mine).collect();
+        // Kept pods are nobody's: their time, and then their owner's lease, ends them.
+        let pods = pods.iter().filter_map(mine).filter(|(marks, _)| !marks.is_kept()).collect();
         Ok(Found { leases, pods, started, ended: self.born.elapsed() })
     }
 

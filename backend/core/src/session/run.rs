@@ -4,7 +4,7 @@ use super::{
     Opening, Sessions,
     driver::{Report, Stop, ToClient},
     durable::{Begun, Client, Durable},
-    ending::may_be_terminated,
+    ending::{lost, may_be_terminated},
     reach::Api,
     start::{OwnPod, Prepared, image_of},
 };
@@ -107,6 +107,13 @@ impl Sessions {
     ) -> Result<Start, Refusal> {
         let own_pod: Option<OwnPod> = match &contents.target {
             Target::Pod { .. } => None,
+            // It runs already, or is gone: no other pod is made for it, and what is kept needs no owner.
+            Target::Template(_) if opening.resume.is_some() || opening.take_over => {
+                match self.own_pod_of(contents, opening.session).await? {
+                    Some(pod) => Some(self.own(pod)),
+                    None => return Ok(Start::Ended(no_pod())),
+                }
+            }
             Target::Template(base) => {
                 let api = Api { sessions: self, deadline, progress };
                 api.admit(contents, caller).await?;
@@ -173,6 +180,11 @@ impl<S> Client<S> {
             }
         }
     }
+}
+
+/// Of a program whose own pod is not there any more.
+fn no_pod() -> v1::Exit {
+    lost(Reason::ProgramLost, "the program is gone with its pod; how it ended is not known")
 }
 
 /// What is known by the image that a session's console container runs.
