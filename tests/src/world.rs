@@ -198,6 +198,26 @@ impl World {
         finish(self.ssh(&[]).arg(command), stdin)
     }
 
+    /// Podbay's own client over gRPC: `command`, and what follows it. It knows every replica.
+    ///
+    /// # Panics
+    /// If the configuration can't be read.
+    pub fn podbay(&self, command: &str, arguments: &[&str]) -> Command {
+        let mut podbay = Command::new(program("podbay"));
+        let addresses: Vec<String> = ["podbay.yaml", "second.yaml"]
+            .iter()
+            .filter_map(|name| std::fs::read_to_string(self.state.join(name)).ok())
+            .map(|text| {
+                let grpc = text.split("\ngrpc:\n").nth(1).expect("a section grpc");
+                let listen = grpc.lines().find_map(|line| line.trim().strip_prefix("listen: "));
+                listen.expect("an address").to_owned()
+            })
+            .collect();
+        podbay.arg(command).arg("--server").arg(self.state.join("grpc.env")).args(["--address", &addresses.join(",")]);
+        podbay.args(["--user", "demo"]).arg("--state-dir").arg(self.file("client")).args(arguments);
+        podbay
+    }
+
     /// Names of the pods there are now.
     pub fn pods(&self) -> Vec<String> {
         self.on_cluster(async |pods| {
