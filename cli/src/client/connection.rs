@@ -41,18 +41,21 @@ pub struct Connection {
 }
 
 /// Renews an owner's lease until it is dropped.
-pub struct Heartbeats(JoinHandle<()>);
+pub struct Heartbeats {
+    owner: OwnerId,
+    task: JoinHandle<()>,
+}
 
 impl Drop for Heartbeats {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
 impl Heartbeats {
     /// Begins at once.
     pub fn start(mut backends: Backends, mut channel: Channel, owner: OwnerId, connection: ConnectionId) -> Self {
-        Self(tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             loop {
                 // Not `complete`: another podbay may continue what this owner began.
                 let message = v1::HeartbeatRequest {
@@ -74,7 +77,8 @@ impl Heartbeats {
                 };
                 sleep(pause.max(AGAIN / 10)).await;
             }
-        }))
+        });
+        Self { owner, task }
     }
 }
 
@@ -114,7 +118,7 @@ pub fn long(elapsed: Option<prost_types::Duration>) -> bool {
 }
 
 /// The owner ends; with `close`, its connection first. What can't be told is left to the lease's end.
-pub async fn end(channel: &Channel, owner: OwnerId, connection: ConnectionId, close: bool) {
+pub async fn end(channel: &Channel, heartbeats: Heartbeats, connection: ConnectionId, close: bool) {
     let mut client = connections(channel);
     if close {
         let message = v1::CloseConnectionRequest { connection_id: connection.to_string() };
@@ -122,6 +126,9 @@ pub async fn end(channel: &Channel, owner: OwnerId, connection: ConnectionId, cl
             eprintln!("podbay: the pod is not deleted yet: {:#}", told(&status));
         }
     }
+    let owner = heartbeats.owner;
+    // A renewal behind it would make the lease anew.
+    drop(heartbeats);
     let leaving =
         v1::HeartbeatRequest { owner_id: owner.to_string(), leaving: true, ..v1::HeartbeatRequest::default() };
     let _ = client.heartbeat(bounded(leaving)).await;

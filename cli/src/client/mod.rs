@@ -176,8 +176,7 @@ async fn new_session(how: How, open: v1::Open, tty: bool, detach: Option<Option<
             Ok(Ended::Left) => Err(anyhow::anyhow!("interrupted before the program ran alone")),
             Err(error) => Err(error),
         };
-        drop(connection.heartbeats);
-        connection::end(&pump.channel, record.owner, record.connection, left.is_err()).await;
+        connection::end(&pump.channel, connection.heartbeats, record.connection, left.is_err()).await;
         if let Err(error) = left {
             store.remove(record.session);
             return Err(error);
@@ -193,8 +192,7 @@ async fn new_session(how: How, open: v1::Open, tty: bool, detach: Option<Option<
         Ok(Ended::Exit(exit)) => passed_on(exit),
         Ok(Ended::Started | Ended::Left) | Err(_) => FAILED,
     };
-    drop(connection.heartbeats);
-    connection::end(&pump.channel, record.owner, record.connection, true).await;
+    connection::end(&pump.channel, connection.heartbeats, record.connection, true).await;
     store.remove(record.session);
     ended.map(|_| status)
 }
@@ -252,16 +250,15 @@ impl Attach {
             Ended::Exit(exit) => {
                 let status = passed_on(&exit);
                 let request =
-                    v1::AckExitRequest { handle: record.handle.into(), session_id: record.session.to_string() };
+                    v1::AckExitRequest { handle: record.handle.clone().into(), session_id: record.session.to_string() };
                 // One that is gone with its pod has nothing to acknowledge.
                 if let Err(refused) = sessions(&pump.channel).ack_exit(bounded(request)).await
                     && status != FAILED
                 {
                     eprintln!("podbay: the exit is not acknowledged: {:#}", told(&refused));
                 }
-                if ours {
-                    drop(heartbeats);
-                    connection::end(&pump.channel, record.owner, record.connection, true).await;
+                if let Some(heartbeats) = heartbeats {
+                    connection::end(&pump.channel, heartbeats, record.connection, true).await;
                     store.remove(record.session);
                 }
                 Ok(status)
@@ -271,10 +268,9 @@ impl Attach {
                     eprintln!("podbay: the last of stdin may not have reached the program");
                 }
                 let kept = leave(&pump.channel, &record, self.keep).await?;
-                if ours {
+                if let Some(heartbeats) = heartbeats {
                     store.save(&record)?;
-                    drop(heartbeats);
-                    connection::end(&pump.channel, record.owner, record.connection, false).await;
+                    connection::end(&pump.channel, heartbeats, record.connection, false).await;
                 }
                 eprintln!("podbay: it runs on, and is kept for {} s: podbay attach {}", kept.as_secs(), record.session);
                 Ok(0)

@@ -15,7 +15,6 @@ use crate::{
     lifecycle::{Backoff, reference},
     link::{Found, LinkEnded, Place},
 };
-use k8s_openapi::api::core::v1::Pod;
 use podbay::{
     SessionId,
     v1::{self, Reason, Refusal},
@@ -104,23 +103,27 @@ impl Sessions {
                 return Err(Refusal::new(Reason::Internal, "a connection without its pod"));
             }
             (Target::Template(base), _) => {
-                (self.own_pod_of(contents, session).await?.ok_or_else(unknown)?, image_of(base, &contents.console))
+                let (pod, _) = self.own_pod_of(contents, session).await?.ok_or_else(unknown)?;
+                (pod, image_of(base, &contents.console))
             }
         };
         Ok(Place { pod, container: contents.console.clone(), agent, image })
     }
 
-    /// The pod of one session (mode `session`), where it is.
-    pub(super) async fn own_pod_of(&self, contents: &Contents, session: SessionId) -> Result<Option<PodRef>, Refusal> {
+    /// The pod of one session (mode `session`), where it is, and whether the session was detached.
+    pub(super) async fn own_pod_of(
+        &self,
+        contents: &Contents,
+        session: SessionId,
+    ) -> Result<Option<(PodRef, bool)>, Refusal> {
         let Target::Template(base) = &contents.target else { return Ok(None) };
         let namespace = base.metadata.namespace.as_deref().unwrap_or_default();
         let deadline = Instant::now() + contents.timeouts.http;
         let pods = self.lifecycle.list(namespace, &identity::of_connection(contents.connection), deadline).await?;
-        let ours = |pod: &&Pod| {
-            Marks::read(&pod.metadata).is_some_and(|marks| marks.session == Some(session))
-                && pod.metadata.deletion_timestamp.is_none()
-        };
-        Ok(pods.iter().find(ours).and_then(reference))
+        Ok(pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).find_map(|pod| {
+            let marks = Marks::read(&pod.metadata).filter(|marks| marks.session == Some(session))?;
+            Some((reference(pod)?, marks.is_kept()))
+        }))
     }
 }
 

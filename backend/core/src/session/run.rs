@@ -110,7 +110,7 @@ impl Sessions {
             // It runs already, or is gone: no other pod is made for it, and what is kept needs no owner.
             Target::Template(_) if opening.resume.is_some() || opening.take_over => {
                 match self.own_pod_of(contents, opening.session).await? {
-                    Some(pod) => Some(self.own(pod)),
+                    Some((pod, detached)) => Some(self.own(pod, detached)),
                     None => return Ok(Start::Ended(no_pod())),
                 }
             }

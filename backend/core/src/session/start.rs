@@ -73,6 +73,8 @@ pub(super) struct OwnPod {
     lifecycle: Lifecycle,
     pub pod: PodRef,
     kept: bool,
+    /// Its session was detached: it has its exit for whoever comes, until that is acknowledged.
+    pub detached: bool,
 }
 
 impl OwnPod {
@@ -386,8 +388,8 @@ impl Sessions {
     }
 
     /// A pod of a program's own that is there.
-    pub(super) fn own(&self, pod: PodRef) -> OwnPod {
-        OwnPod { lifecycle: self.lifecycle.clone(), pod, kept: false }
+    pub(super) fn own(&self, pod: PodRef, detached: bool) -> OwnPod {
+        OwnPod { lifecycle: self.lifecycle.clone(), pod, kept: false, detached }
     }
 
     async fn start_pod(
@@ -399,7 +401,7 @@ impl Sessions {
     ) -> Result<OwnPod, Refusal> {
         let request = StartRequest { pod, console: contents.console.clone(), kind: Kind::Program, deadline };
         let started = self.lifecycle.start(request, progress).await?;
-        Ok(self.own(started.pod))
+        Ok(self.own(started.pod, false))
     }
 }
 
