@@ -61,7 +61,7 @@ impl World {
         Self::with(setup, "connection", |config| config)
     }
 
-    /// With this mode (`MODE` without agent, or `MODE+podbay`), and the configuration changed before it is read ([`Setup::Apart`] only).
+    /// With this mode (`MODE` without agent, `MODE+podbay`, or `MODE+containerssh` with [`Setup::Apart`]), and the configuration changed before it is read ([`Setup::Apart`] only).
     pub fn with(setup: Setup, mode: &str, change: impl Fn(String) -> String) -> Self {
         let dir = tempfile::Builder::new().prefix("podbay-scenario-").tempdir().expect("a directory");
         let state = dir.path().join("state");
@@ -70,6 +70,9 @@ impl World {
         let mut demo = Command::new(program("podbay"));
         // `MODE` or `MODE+AGENT`.
         let (mode, agent) = mode.split_once('+').unwrap_or((mode, "none"));
+        // The double stands where the image would have ContainerSSH's own.
+        let containerssh = agent == "containerssh";
+        let agent = if containerssh { "podbay" } else { agent };
         demo.arg("demo").arg("--state-dir").arg(&world.state).args(["--mode", mode, "--agent", agent]);
         if let Some(real) = &world.real {
             // The demo is its user's; a backend that runs for others has no more rights than it needs.
@@ -92,6 +95,10 @@ impl World {
             Setup::Apart => {
                 let written = finish(demo.arg("--files-only"), b"");
                 assert!(written.status.success(), "{written:?}");
+                if containerssh {
+                    let double = program("containerssh-agent-double");
+                    std::fs::copy(double, world.state.join("podbay-agent")).expect("copies");
+                }
                 world.start_apart(change);
             }
         }

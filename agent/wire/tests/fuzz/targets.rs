@@ -1,7 +1,8 @@
 //! What a fuzzer calls: bytes in, and nothing but a panic can come of it. `fuzz/` has the targets for cargo-fuzz, and
-//! `tests/fuzz.rs` runs the same functions over a corpus and seeded mutations.
+//! `main.rs` beside this runs the same functions over its corpus and seeded mutations.
 
-use crate::{
+use bytes::BytesMut;
+use podbay_agent_wire::{
     client::{self, Client, Event, ResumeFrom},
     frame::{MAX_TO_AGENT, MAX_TO_BACKEND, decode_all},
     host::{self, Action, Host, Out, Stdin},
@@ -9,7 +10,6 @@ use crate::{
     program::{Exit, Start},
     proto::{ToAgent, ToBackend},
 };
-use bytes::BytesMut;
 use std::time::{Duration, Instant};
 
 /// The most that one side writes at a time here.
