@@ -95,11 +95,12 @@ impl World {
             Setup::Apart => {
                 let written = finish(demo.arg("--files-only"), b"");
                 assert!(written.status.success(), "{written:?}");
-                if containerssh {
-                    let double = program("containerssh-agent-double");
-                    std::fs::copy(double, world.state.join("podbay-agent")).expect("copies");
-                }
-                world.start_apart(change);
+                let double = program("containerssh-agent-double");
+                let path = format!("    agentPath: {}\n    metadata:\n", double.display());
+                // By its own path, where the wrapper's shell finds it, too.
+                world.start_apart(|config| {
+                    change(if containerssh { config.replacen("    metadata:\n", &path, 1) } else { config })
+                });
             }
         }
         world
