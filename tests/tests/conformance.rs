@@ -224,19 +224,19 @@ fn every_mode_level_program_and_end() {
         return;
     }
     persistent_is_refused();
-    let mut table = format!("{:<42}", "mode, agent, program, terminal");
+    let mut table = format!("{:<46}", "mode, agent, program, terminal");
     ENDS.iter().for_each(|end| write!(table, "{end:<14}").expect("writes"));
     table.push('\n');
     let mut wrong = Vec::new();
     for mode in MODES {
-        // Two worlds at a time wait more than they work.
+        // Worlds wait more than they work.
         let blocks: Vec<_> = thread::scope(|scope| {
             let running = LEVELS.map(|level| scope.spawn(move || block(mode, level)));
             running.into_iter().map(|one| one.join().expect("a whole block")).collect()
         });
         for (level, columns) in LEVELS.iter().zip(blocks) {
             for (row, (kind, tty)) in KINDS.iter().flat_map(|kind| [(kind, "pipes"), (kind, "terminal")]).enumerate() {
-                write!(table, "{:<42}", format!("{mode}, {level}, {kind}, {tty}")).expect("writes");
+                write!(table, "{:<46}", format!("{mode}, {level}, {kind}, {tty}")).expect("writes");
                 for (end, column) in ENDS.iter().zip(&columns) {
                     let cell = &column[row];
                     write!(table, "{:<14}", if cell.is_ok() { "ok" } else { "WRONG" }).expect("writes");
