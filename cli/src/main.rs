@@ -1,7 +1,8 @@
-//! `podbay`: the demo, `check`, `migrate`, and (later) the gRPC client.
+//! `podbay`: the demo, `check`, `migrate` and `schema`, and a gRPC client: `run`, `shell`, `attach`, `sessions`.
 
 mod agent_binary;
 mod check;
+mod client;
 mod demo;
 mod migrate;
 mod schema;
@@ -34,6 +35,28 @@ enum Command {
     Migrate(migrate::Arguments),
     /// Print the configuration's JSON Schema, for editors, or the table of all its keys.
     Schema(schema::Arguments),
+    /// Run a program in a new pod, by gRPC, and pass its exit status on.
+    ///
+    /// COMMAND is run as it is, without a shell: for pipes and variables, run `sh -c '…'`. Its stdin, stdout and stderr are
+    /// this process's; INT goes to it as a signal. Where podbay-agent is in the pod, a backend that is lost costs a moment.
+    /// The pod is deleted at the end.
+    ///
+    /// With --detach it runs on alone: the session's id is printed, and `podbay attach ID` collects its output and exit status,
+    /// from this machine or, with the user's rights, another one.
+    ///
+    /// Exit status: the program's; 128 + n if signal n ended it; 255 for everything else, with a line on stderr.
+    Run(client::Run),
+    /// Open a shell in a new pod, by gRPC.
+    ///
+    /// The configured one (kubernetes.pod.shellCommand), on a terminal where stdin is one. Exit status as for run.
+    Shell(client::Shell),
+    /// Come back to a session that runs detached: the rest of its output, then its exit status.
+    ///
+    /// Whoever has the session is superseded. TERM or HUP to this process leaves the session running again. Once it has ended and
+    /// all was delivered, its exit is acknowledged and, if it was begun by `podbay run`, its pod deleted.
+    Attach(client::Attach),
+    /// List the sessions that a user can attach to.
+    Sessions(client::Sessions),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +69,10 @@ fn main() -> ExitCode {
         Command::Check(arguments) => check::main(&arguments),
         Command::Migrate(arguments) => migrate::main(&arguments),
         Command::Schema(arguments) => Ok(schema::main(&arguments)),
+        Command::Run(arguments) => of_client(arguments.run()),
+        Command::Shell(arguments) => of_client(arguments.run()),
+        Command::Attach(arguments) => of_client(arguments.run()),
+        Command::Sessions(arguments) => of_client(arguments.run()),
     };
     match result {
         Ok(code) => code,
@@ -54,4 +81,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs the gRPC client and ends the process with its status: not by returning, for a thread that reads stdin may never end.
+fn of_client(what: impl Future<Output = anyhow::Result<u8>>) -> ! {
+    let status = client::main(what).unwrap_or_else(|error| {
+        eprintln!("podbay: {error:#}");
+        client::FAILED
+    });
+    std::process::exit(status.into())
 }

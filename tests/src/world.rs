@@ -64,7 +64,7 @@ impl World {
         Self::with(setup, "connection", |config| config)
     }
 
-    /// With this mode (`MODE` without agent, or `MODE+podbay`), and the configuration changed before it is read ([`Setup::Apart`] only).
+    /// With this mode (`MODE` without agent, `MODE+podbay`, or `MODE+containerssh` with [`Setup::Apart`]), and the configuration changed before it is read ([`Setup::Apart`] only).
     pub fn with(setup: Setup, mode: &str, change: impl Fn(String) -> String) -> Self {
         let dir = tempfile::Builder::new().prefix("podbay-scenario-").tempdir().expect("a directory");
         let state = dir.path().join("state");
@@ -73,6 +73,9 @@ impl World {
         let mut demo = Command::new(program("podbay"));
         // `MODE` or `MODE+AGENT`.
         let (mode, agent) = mode.split_once('+').unwrap_or((mode, "none"));
+        // The double stands where the image would have ContainerSSH's own.
+        let containerssh = agent == "containerssh";
+        let agent = if containerssh { "podbay" } else { agent };
         demo.arg("demo").arg("--state-dir").arg(&world.state).args(["--mode", mode, "--agent", agent]);
         if let Some(real) = &world.real {
             // The demo is its user's; a backend that runs for others has no more rights than it needs.
@@ -96,7 +99,12 @@ impl World {
             Setup::Apart => {
                 let written = finish(demo.arg("--files-only"), b"");
                 assert!(written.status.success(), "{written:?}");
-                world.start_apart(change);
+                let double = program("containerssh-agent-double");
+                let path = format!("    agentPath: {}\n    metadata:\n", double.display());
+                // By its own path, where the wrapper's shell finds it, too.
+                world.start_apart(|config| {
+                    change(if containerssh { config.replacen("    metadata:\n", &path, 1) } else { config })
+                });
             }
         }
         world
@@ -207,6 +215,26 @@ impl World {
     #[track_caller]
     pub fn run_with(&self, command: &str, stdin: &[u8]) -> Answered {
         finish(self.ssh(&[]).arg(command), stdin)
+    }
+
+    /// Podbay's own client over gRPC: `command`, and what follows it. It knows every replica.
+    ///
+    /// # Panics
+    /// If the configuration can't be read.
+    pub fn podbay(&self, command: &str, arguments: &[&str]) -> Command {
+        let mut podbay = Command::new(program("podbay"));
+        let addresses: Vec<String> = ["podbay.yaml", "second.yaml"]
+            .iter()
+            .filter_map(|name| std::fs::read_to_string(self.state.join(name)).ok())
+            .map(|text| {
+                let grpc = text.split("\ngrpc:\n").nth(1).expect("a section grpc");
+                let listen = grpc.lines().find_map(|line| line.trim().strip_prefix("listen: "));
+                listen.expect("an address").to_owned()
+            })
+            .collect();
+        podbay.arg(command).arg("--server").arg(self.state.join("grpc.env")).args(["--address", &addresses.join(",")]);
+        podbay.args(["--user", "demo"]).arg("--state-dir").arg(self.file("client")).args(arguments);
+        podbay
     }
 
     /// Names of the pods there are now.

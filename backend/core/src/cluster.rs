@@ -169,6 +169,8 @@ pub trait Cluster: Send + Sync + std::fmt::Debug + 'static {
     async fn get_pod(&self, pod: &PodRef) -> Result<Pod, ClusterError>;
     /// Lists pods by label selector (`key=value,key2=value2`), all pages; an empty `namespace` stands for all.
     async fn list_pods(&self, namespace: &str, selector: &str) -> Result<Vec<Pod>, ClusterError>;
+    /// Sets an annotation of a pod that is still at this `resourceVersion`; `Conflict` otherwise.
+    async fn annotate_pod(&self, pod: &PodRef, version: &str, key: &str, value: &str) -> Result<(), ClusterError>;
     /// Deletes a pod; with `pod.uid`, only that one (precondition). `grace` `None` = the pod's own grace period.
     async fn delete_pod(&self, pod: &PodRef, grace: Option<Duration>) -> Result<(), ClusterError>;
     /// Deletes this very pod, as it was read: `Conflict` where it has changed since (preconditions on uid and resourceVersion).

@@ -1,5 +1,6 @@
 //! Who a connection belongs to, parsed once, and how that stands on pods and leases.
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use podbay::{ConnectionId, OwnerId, SessionId, v1};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,8 @@ pub const USER: &str = "podbay.dev/user";
 pub const AUTHENTICATED_USER: &str = "podbay.dev/authenticated-user";
 /// Annotation: the client's address.
 pub const REMOTE: &str = "podbay.dev/remote-address";
+/// Annotation: a session of the pod was detached, and until this time (RFC 3339) no owner's end is the pod's.
+pub const KEPT_UNTIL: &str = "podbay.dev/kept-until";
 /// Label: the pod outlives connections ([`PERSISTENT_YES`]); then it names neither connection nor owner.
 pub const PERSISTENT: &str = "podbay.dev/persistent";
 /// The value of [`PERSISTENT`].
@@ -126,9 +129,16 @@ pub struct Marks {
     pub session: Option<SessionId>,
     /// Whether it was made in mode `session`.
     pub session_mode: bool,
+    /// Until when it is kept without an owner.
+    pub kept_until: Option<Timestamp>,
 }
 
 impl Marks {
+    /// Whether it is kept now, whatever becomes of its owner.
+    pub fn is_kept(&self) -> bool {
+        self.kept_until.is_some_and(|until| until > Timestamp::now())
+    }
+
     /// `None` where it isn't one of our pods, or its labels were damaged.
     pub fn read(meta: &ObjectMeta) -> Option<Self> {
         let text = |map: &Option<BTreeMap<String, String>>, key| map.as_ref()?.get(key).cloned();
@@ -146,6 +156,7 @@ impl Marks {
             remote: note(REMOTE).unwrap_or_default(),
             session: label(SESSION).and_then(|id| id.parse().ok()),
             session_mode: note(MODE).as_deref() == Some("session"),
+            kept_until: note(KEPT_UNTIL).and_then(|until| until.parse().ok()),
         })
     }
 }

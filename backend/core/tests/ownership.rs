@@ -5,8 +5,9 @@ mod world;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use podbay::v1::Reason;
 use podbay_backend_core::{
-    cluster::{Cluster as _, ClusterError},
+    cluster::{Cluster as _, ClusterError, PodRef},
     fake::{Call, Fault},
+    identity::KEPT_UNTIL,
     ownership::{EXPIRED, Reaper, lease_name},
 };
 use std::time::Duration;
@@ -232,4 +233,43 @@ async fn the_reaper_finds_what_a_dead_backend_left() {
     world.cluster.create_pod(&pod).await.expect("created");
     world.pass(world.duration() + 30 * SECOND, Some(&mut world.reaper()), false).await;
     assert_eq!(world.pods(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_outlives_its_owner_until_its_time() {
+    let kept_for = |seconds: i64| jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+    let world = World::new("connection");
+    for (connection, kept) in [(1, true), (2, false)] {
+        let opened = world.open(connection, 9, "a").await.expect("opened");
+        if kept {
+            let pod = PodRef { namespace: opened.pod_namespace, name: opened.pod_name, uid: None };
+            let now = world.cluster.get_pod(&pod).await.expect("there");
+            let (version, until) = (now.metadata.resource_version.expect("a version"), kept_for(3600).to_string());
+            let stale = world.cluster.annotate_pod(&pod, "0", KEPT_UNTIL, &until).await;
+            assert!(matches!(stale, Err(ClusterError::Conflict { .. })), "{stale:?}");
+            world.cluster.annotate_pod(&pod, &version, KEPT_UNTIL, &until).await.expect("marked");
+        }
+    }
+    // Neither the owner's word, nor its silence, nor its leave.
+    world.pass(3 * world.duration(), None, true).await;
+    for _ in 0..2 {
+        world.beat(9, "a", &[], true).await.expect("it lives");
+        sleep(world.settings.timeouts.pod_start + world.settings.timeouts.pod_stop).await;
+    }
+    world.settled().await;
+    let names = || world.cluster.pods().into_iter().filter_map(|pod| pod.metadata.name).collect::<Vec<_>>();
+    assert_eq!(names().len(), 1, "the other one was swept");
+    world.leave(9, "a").await.expect("leaves");
+    let mut reaper = world.reaper();
+    world.pass(3 * world.duration(), Some(&mut reaper), false).await;
+    assert_eq!(names().len(), 1);
+    // Its time is over: it is its dead owner's again.
+    let pod = world.cluster.pods().remove(0);
+    let reference =
+        PodRef { namespace: pod.metadata.namespace.expect("one"), name: pod.metadata.name.expect("one"), uid: None };
+    let version = pod.metadata.resource_version.expect("a version");
+    world.cluster.annotate_pod(&reference, &version, KEPT_UNTIL, &kept_for(-1).to_string()).await.expect("marked");
+    world.pass(2 * world.duration(), Some(&mut reaper), false).await;
+    world.settled().await;
+    assert!(names().is_empty());
 }

@@ -184,6 +184,16 @@ impl Cluster for KubeCluster {
         self.list("list_pods", &api, ListParams::default().labels(selector)).await
     }
 
+    async fn annotate_pod(&self, pod: &PodRef, version: &str, key: &str, value: &str) -> Result<(), ClusterError> {
+        let mut metadata = serde_json::json!({"resourceVersion": version, "annotations": {key: value}});
+        if let Some(uid) = &pod.uid {
+            metadata["uid"] = uid.as_str().into();
+        }
+        let patch = Patch::Merge(serde_json::json!({"metadata": metadata}));
+        let pods = self.pods(&pod.namespace);
+        self.unary.run("annotate_pod", pods.patch(&pod.name, &PatchParams::default(), &patch)).await.map(drop)
+    }
+
     async fn delete_pod(&self, pod: &PodRef, grace: Option<Duration>) -> Result<(), ClusterError> {
         let params = delete_params(pod, grace);
         self.unary.run("delete_pod", self.pods(&pod.namespace).delete(&pod.name, &params)).await.map(drop)

@@ -2,9 +2,14 @@
 
 use super::Service;
 use crate::callers::Caller;
+use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use podbay::v1::{self, Reason, Refusal, session_service_server::SessionService};
-use podbay_backend_core::session::{Opening, Report, ToClient, first_frame};
+use podbay_backend_core::{
+    config::duration_proto,
+    identity::User,
+    session::{Opening, Report, ToClient, first_frame},
+};
 use std::{pin::Pin, time::Duration};
 use tokio::{
     sync::mpsc,
@@ -15,6 +20,15 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// Frames under way to a client before its program's output is read no more: 8 × 32 KiB.
 const FRAMES: usize = 8;
+
+/// The most sessions on a page, but for those of its last pod.
+const LISTED: u32 = 500;
+
+/// A page ends at this size, too: clients take messages of 4 MiB, and the last pod comes on top.
+const LISTED_BYTES: usize = 1 << 20;
+
+/// Pods that are asked at once.
+const LISTED_AT_ONCE: usize = 8;
 
 /// How long a stream may be there without its Open.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
@@ -38,14 +52,28 @@ impl SessionService for Service {
     }
 
     async fn detach(&self, request: Request<v1::DetachRequest>) -> Result<Response<v1::DetachResponse>, Status> {
-        self.counted("Detach", async { self.not_built(&request) }).await
+        self.counted("Detach", async {
+            let caller = self.caller(&request)?;
+            let v1::DetachRequest { handle, session_id, keep } = request.into_inner();
+            let contents = self.connections.keys().open(&handle, caller.service())?;
+            let keep = keep.map(Duration::try_from).transpose();
+            let keep = keep.map_err(|_| Refusal::new(Reason::InvalidRequest, "keep is not a positive time"))?;
+            let kept = self.sessions.detach(&contents, session(&session_id)?, keep).await;
+            let kept = kept.map_err(|refusal| refusal.about(contents.connection))?;
+            Ok(v1::DetachResponse { keep: Some(duration_proto(kept)) })
+        })
+        .await
     }
 
     async fn list_sessions(
         &self,
         request: Request<v1::ListSessionsRequest>,
     ) -> Result<Response<v1::ListSessionsResponse>, Status> {
-        self.counted("ListSessions", async { self.not_built(&request) }).await
+        self.counted("ListSessions", async {
+            let caller = self.caller(&request)?;
+            self.sessions_of(&caller, request.into_inner()).await
+        })
+        .await
     }
 
     async fn collect_exit(
@@ -81,10 +109,49 @@ fn session(text: &str) -> Result<podbay::SessionId, Refusal> {
 }
 
 impl Service {
-    /// Sessions that are left on purpose, and found again.
-    fn not_built<T, A>(&self, request: &Request<T>) -> Result<A, Refusal> {
-        self.caller(request)?;
-        Err(Refusal::new(Reason::Unimplemented, "sessions can't be detached and listed yet"))
+    /// The sessions of a user, pod by pod until the page is full: a page ends where a pod does.
+    async fn sessions_of(
+        &self,
+        caller: &Caller,
+        request: v1::ListSessionsRequest,
+    ) -> Result<v1::ListSessionsResponse, Refusal> {
+        let v1::ListSessionsRequest { user, page_size, page_token } = request;
+        caller.may_act_for(&User::named(user.as_str()))?;
+        let most = if page_size == 0 { LISTED } else { page_size.min(LISTED) } as usize;
+        let pods = self.connections.pods_of(&user, &page_token).await?;
+        let bound = self.connections.lifecycle().timeouts().http;
+        // One that does not answer costs its own time only.
+        let asked = futures::stream::iter(pods).map(|pod| {
+            let sessions = self.sessions.clone();
+            async move {
+                let listed = sessions.in_pod(&pod.place, Instant::now() + bound).await;
+                (pod, listed)
+            }
+        });
+        let mut asked = std::pin::pin!(asked.buffered(LISTED_AT_ONCE));
+        let (mut page, mut bytes) = (v1::ListSessionsResponse::default(), 0);
+        while let Some((pod, listed)) = asked.next().await {
+            let Some(listed) = listed else {
+                tracing::info!(pod = pod.place.pod.name, "no sessions can be listed: no podbay-agent answers");
+                continue;
+            };
+            if listed.is_empty() {
+                continue;
+            }
+            let handle = Bytes::from(self.connections.keys().seal(&pod.contents, caller.service())?);
+            bytes += listed.len() * (handle.len() + 256);
+            let connection_id = pod.marks.connection.to_string();
+            page.sessions.extend(listed.into_iter().map(|session| v1::Session {
+                connection_id: connection_id.clone(),
+                handle: handle.clone(),
+                ..session
+            }));
+            if page.sessions.len() >= most || bytes >= LISTED_BYTES {
+                page.next_page_token = pod.place.pod.name;
+                break;
+            }
+        }
+        Ok(page)
     }
 
     async fn run(&self, caller: Caller, mut client: Streaming<v1::RunSessionRequest>, to_client: ToClient) {

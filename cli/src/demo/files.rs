@@ -261,7 +261,10 @@ Host {HOST}
         format!(
             "A shell in a new pod, from another terminal:\n  ssh -F {ssh} {HOST}\n{sftp}\
              Its pods:\n  kubectl --kubeconfig {kube} -n {namespace} get pods\n\
-             Any gRPC client finds what it needs in:\n  {env}\nCtrl-C ends it all.\n",
+             A program over gRPC, and one that runs on alone:\n  podbay run --server {env} --user {HOST} -- uname -a\n\
+             \x20 podbay run --server {env} --user {HOST} --detach -- sleep 60\n\
+             \x20 podbay sessions --server {env} --user {HOST}\n\
+             Any other gRPC client finds what it needs in:\n  {env}\nCtrl-C ends it all.\n",
             ssh = config.display(),
             kube = plan.kubeconfig.display(),
             namespace = plan.namespace,

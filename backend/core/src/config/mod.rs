@@ -27,7 +27,7 @@ pub use ownership::Ownership;
 pub use persistent::{NameTemplate, Persistent};
 pub use pod::{IDLE, Mode, PodConfig};
 pub use timeouts::Timeouts;
-pub(crate) use timeouts::duration_proto;
+pub use timeouts::duration_proto;
 
 use podbay_runtime::config::{Kind, Section};
 

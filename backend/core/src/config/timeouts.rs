@@ -63,8 +63,8 @@ impl Timeouts {
     }
 }
 
-/// A duration as Protobuf writes it.
-pub(crate) fn duration_proto(duration: Duration) -> prost_types::Duration {
+/// As the contract writes it; at most what its 64 bits of seconds hold.
+pub fn duration_proto(duration: Duration) -> prost_types::Duration {
     const MOST: u64 = 315_576_000_000;
     prost_types::Duration { seconds: duration.as_secs().min(MOST) as i64, nanos: duration.subsec_nanos() as i32 }
 }

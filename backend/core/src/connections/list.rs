@@ -87,7 +87,8 @@ fn uses(pod: &Pod) -> Vec<(&Pod, Marks, v1::ExecutionMode)> {
     }
     let claims = persistent::claims(&pod.metadata).into_iter().map(|claim| {
         let Claim { connection, owner, caller, user, remote } = claim;
-        let marks = Marks { connection, owner, caller, user, remote, session: None, session_mode: false };
+        let marks =
+            Marks { connection, owner, caller, user, remote, session: None, session_mode: false, kept_until: None };
         (pod, marks, v1::ExecutionMode::Persistent)
     });
     claims.collect()

@@ -4,10 +4,12 @@
 //! service's to check.
 
 mod files;
+mod found;
 mod list;
 mod request;
 mod webhook;
 
+pub use found::FoundPod;
 pub use list::{ListRequest, Page};
 pub use request::{Heartbeat, OpenRequest};
 pub use webhook::{Ask, ConfigWebhook};
@@ -353,7 +355,7 @@ impl Connections {
         let mut terminated = Vec::new();
         if leaving {
             let selector = identity::of_owner(owner);
-            let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| marks.caller == caller);
+            let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| marks.caller == caller && !marks.is_kept());
             self.stop_everywhere(&selector, |pod| ours(&pod.metadata)).await?;
             self.leases.leave(owner, &caller).await?;
         } else {

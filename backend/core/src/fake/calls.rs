@@ -102,6 +102,19 @@ impl Cluster for FakeCluster {
         .await
     }
 
+    async fn annotate_pod(&self, pod: &PodRef, version: &str, key: &str, value: &str) -> Result<(), ClusterError> {
+        self.call(Call::AnnotatePod, |state| {
+            if state.pod(pod)?.metadata.resource_version.as_deref() != Some(version) {
+                return Err(ClusterError::Conflict { message: "the object has been modified".into() });
+            }
+            state.change_pod(&pod.namespace, &pod.name, |pod| {
+                pod.metadata.annotations.get_or_insert_default().insert(key.into(), value.into());
+            });
+            Ok(())
+        })
+        .await
+    }
+
     async fn delete_pod(&self, pod: &PodRef, grace: Option<Duration>) -> Result<(), ClusterError> {
         self.call(Call::DeletePod, |state| {
             let (uid, left) = state.begin_delete(pod, grace)?;

@@ -14,6 +14,7 @@ pub enum Call {
     TryPod,
     GetPod,
     ListPods,
+    AnnotatePod,
     DeletePod,
     PatchPod,
     WatchPod,

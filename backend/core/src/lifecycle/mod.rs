@@ -11,6 +11,7 @@ mod stop;
 
 pub use backoff::Backoff;
 pub use enter::{EnterRequest, Entered, Release};
+pub(crate) use start::image_id;
 pub use start::{Kind, StartRequest, StartedPod};
 pub(crate) use stop::reference;
 

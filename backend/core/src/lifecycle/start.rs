@@ -313,7 +313,7 @@ fn gone() -> Failure {
     (Reason::PodGone, "the pod was deleted before it was ready".into())
 }
 
-fn image_id(pod: &Pod, console: &str) -> String {
+pub(crate) fn image_id(pod: &Pod, console: &str) -> String {
     let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
     statuses.filter(|status| status.name == console).map(|status| status.image_id.clone()).next().unwrap_or_default()
 }

@@ -155,7 +155,8 @@ impl Reaper {
             all.extend(cluster.list_pods(namespace, &identity::all()).await?);
         }
         let (staying, pods): (Vec<_>, Vec<_>) = all.into_iter().partition(|pod| persistent::is_ours(&pod.metadata));
-        let pods = pods.iter().filter_map(mine).collect();
+        // Kept pods are nobody's: their time, and then their owner's lease, ends them.
+        let pods = pods.iter().filter_map(mine).filter(|(marks, _)| !marks.is_kept()).collect();
         Ok(Found { leases, pods, staying, started, ended: self.born.elapsed() })
     }
 

@@ -54,7 +54,7 @@ impl Sweep {
         for pod in pods {
             let (Some(marks), Some(reference)) = (Marks::read(&pod.metadata), reference(pod)) else { continue };
             let Some(uid) = reference.uid.clone() else { continue };
-            if marks.owner != owner || marks.caller != caller || known.contains(&marks.connection) {
+            if marks.owner != owner || marks.caller != caller || known.contains(&marks.connection) || marks.is_kept() {
                 continue;
             }
             let first = before.get(&uid).copied().unwrap_or(now);

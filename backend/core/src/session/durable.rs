@@ -269,12 +269,17 @@ impl Durable {
         let bytes =
             [self.stdin.at - self.stdin.from, self.stdout.at - self.stdout.from, self.stderr.at - self.stderr.from];
         let (kind, refusal) = match result {
-            Ok(()) => match self.exit.take().and_then(|exit| exit.end) {
-                Some(End::Code(_)) => ("exit", None),
-                Some(End::Signal(_)) => ("signal", None),
-                Some(End::Lost(refusal)) => ("lost", Some(refusal)),
-                None => ("lost", None),
-            },
+            Ok(()) => {
+                if self.own_pod.as_ref().is_some_and(|own| own.detached) {
+                    self.keep_pod();
+                }
+                match self.exit.take().and_then(|exit| exit.end) {
+                    Some(End::Code(_)) => ("exit", None),
+                    Some(End::Signal(_)) => ("signal", None),
+                    Some(End::Lost(refusal)) => ("lost", Some(refusal)),
+                    None => ("lost", None),
+                }
+            }
             Err(Stop::GivenUp) => {
                 // Its own pod goes with it; in a pod of many, the agent ends it.
                 let _ = self.commands.release().await;

@@ -4,6 +4,7 @@
 //! the deadlines. What an agent level lacks is refused by name.
 
 mod console;
+mod detach;
 mod driver;
 mod durable;
 mod ending;
@@ -23,6 +24,7 @@ pub(crate) use ending::{is_missing, is_over};
 pub use machine::{Credits, Machine};
 pub use open::{Opening, first_frame};
 pub use run::Stopping;
+pub(crate) use start::image_of;
 
 use crate::{lifecycle::Lifecycle, link::Links, ownership::Leases};
 use places::Places;

@@ -2,14 +2,18 @@
 
 use super::{
     Sessions,
+    detach::without,
     durable::end,
     ending::{lost, of_gone},
+    start::image_of,
 };
 use crate::{
-    cluster::StreamEnd,
+    cluster::{PodRef, StreamEnd},
+    config::Mode,
     handle::{Contents, Target},
-    lifecycle::Backoff,
-    link::{LinkEnded, LinkProgram, Place},
+    identity::{self, Marks},
+    lifecycle::{Backoff, reference},
+    link::{Found, LinkEnded, Place},
 };
 use podbay::{
     SessionId,
@@ -32,10 +36,16 @@ impl Sessions {
     /// `UNIMPLEMENTED` without podbay-agent, `INVALID_REQUEST` while the program runs, `KUBERNETES_UNAVAILABLE` where the pod
     /// can't be reached in time (`timeouts.http`).
     pub async fn ack_exit(&self, contents: &Contents, session: SessionId) -> Result<(), Refusal> {
-        let link = self.link_of(contents)?;
-        let bound = contents.timeouts.http;
-        match timeout(bound, link.ack_exit(session)).await {
-            Ok(Ok(true)) => Ok(()),
+        let place = self.place_of(contents, session).await?;
+        let link = self.links.program(&place);
+        match timeout(contents.timeouts.http, link.ack_exit(session)).await {
+            Ok(Ok(true)) => {
+                // A program's own pod has nothing more to tell.
+                if contents.mode() == Mode::Session {
+                    self.lifecycle.undo(place.pod);
+                }
+                Ok(())
+            }
             Ok(Ok(false)) => Err(Refusal::new(Reason::InvalidRequest, "the program runs still: it has no exit yet")),
             Ok(Err(LinkEnded)) | Err(_) => Err(unreachable()),
         }
@@ -53,17 +63,15 @@ impl Sessions {
         session: SessionId,
         wait: Duration,
     ) -> Result<Option<v1::Exit>, Refusal> {
-        let link = self.link_of(contents)?;
+        let place = self.place_of(contents, session).await?;
+        let link = self.links.program(&place);
         let until = Instant::now() + wait.min(MAX_WAIT);
         let mut backoff = Backoff::default();
         loop {
             let listed = timeout(contents.timeouts.http, link.list(Some(session))).await;
-            let Ok(Ok(sessions)) = listed else { return self.gone(contents).await };
+            let Ok(Ok(sessions)) = listed else { return self.gone(contents, &place.pod).await };
             let Some(found) = sessions.iter().find(|found| found.session.as_ref() == session.as_bytes()) else {
-                return Err(Refusal::new(
-                    Reason::NotFound,
-                    "the pod knows no such session, or its end was acknowledged",
-                ));
+                return Err(unknown());
             };
             if let Some(status) = &found.exit {
                 return Ok(Some(exit(status)));
@@ -77,9 +85,8 @@ impl Sessions {
     }
 
     /// The pod can't be reached: it may be gone, and the session with it.
-    async fn gone(&self, contents: &Contents) -> Result<Option<v1::Exit>, Refusal> {
-        let pod = contents.pod().ok_or_else(unreachable)?;
-        let found = self.lifecycle.cluster().get_pod(&pod).await;
+    async fn gone(&self, contents: &Contents, pod: &PodRef) -> Result<Option<v1::Exit>, Refusal> {
+        let found = self.lifecycle.cluster().get_pod(pod).await;
         let exit = of_gone(&found, &contents.console, &StreamEnd::Lost(String::new()));
         match &exit.end {
             Some(v1::exit::End::Lost(refusal)) if refusal.reason() == Reason::StreamLost => Err(unreachable()),
@@ -87,27 +94,48 @@ impl Sessions {
         }
     }
 
-    fn link_of(&self, contents: &Contents) -> Result<LinkProgram, Refusal> {
-        let unimplemented = |text: &str| Refusal::new(Reason::Unimplemented, text);
-        let agent = contents
-            .agent
-            .clone()
-            .ok_or_else(|| unimplemented("sessions outlive their streams only where podbay-agent runs in the pod"))?;
-        match (&contents.target, contents.pod()) {
-            (Target::Pod { image_id, .. }, Some(pod)) => {
-                let (container, image) = (contents.console.clone(), image_id.clone());
-                Ok(self.links.program(&Place { pod, container, agent, image }))
+    /// Where a session's program is: in the connection's pod, or in one of its own.
+    pub(super) async fn place_of(&self, contents: &Contents, session: SessionId) -> Result<Place, Refusal> {
+        let agent = contents.agent.clone().ok_or_else(|| without(Found::Nothing))?;
+        let (pod, image) = match (&contents.target, contents.pod()) {
+            (Target::Pod { image_id, .. }, Some(pod)) => (pod, image_id.clone()),
+            (Target::Pod { .. }, None) => {
+                return Err(Refusal::new(Reason::Internal, "a connection without its pod"));
             }
-            _ => Err(unimplemented("in mode session a program's end is told by its stream, and its pod ends with it")),
-        }
+            (Target::Template(base), _) => {
+                let (pod, _) = self.own_pod_of(contents, session).await?.ok_or_else(unknown)?;
+                (pod, image_of(base, &contents.console))
+            }
+        };
+        Ok(Place { pod, container: contents.console.clone(), agent, image })
+    }
+
+    /// The pod of one session (mode `session`), where it is, and whether the session was detached.
+    pub(super) async fn own_pod_of(
+        &self,
+        contents: &Contents,
+        session: SessionId,
+    ) -> Result<Option<(PodRef, bool)>, Refusal> {
+        let Target::Template(base) = &contents.target else { return Ok(None) };
+        let namespace = base.metadata.namespace.as_deref().unwrap_or_default();
+        let deadline = Instant::now() + contents.timeouts.http;
+        let pods = self.lifecycle.list(namespace, &identity::of_connection(contents.connection), deadline).await?;
+        Ok(pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).find_map(|pod| {
+            let marks = Marks::read(&pod.metadata).filter(|marks| marks.session == Some(session))?;
+            Some((reference(pod)?, marks.is_kept()))
+        }))
     }
 }
 
-fn unreachable() -> Refusal {
+pub(super) fn unreachable() -> Refusal {
     Refusal::new(Reason::KubernetesUnavailable, "the pod's agent can't be reached at the moment; ask again")
 }
 
-fn exit(status: &proto::ExitStatus) -> v1::Exit {
+pub(super) fn unknown() -> Refusal {
+    Refusal::new(Reason::NotFound, "the pod knows no such session, or its end was acknowledged")
+}
+
+pub(super) fn exit(status: &proto::ExitStatus) -> v1::Exit {
     match program::Exit::try_from(status.clone()) {
         Ok(exit) => v1::Exit { end: Some(end(exit)) },
         Err(_) => lost(Reason::ContainerFailed, "the pod's agent tells an end that makes no sense"),

@@ -4,7 +4,7 @@ use super::{
     Opening, Sessions,
     driver::{Report, Stop, ToClient},
     durable::{Begun, Client, Durable},
-    ending::may_be_terminated,
+    ending::{lost, may_be_terminated},
     reach::Api,
     start::{OwnPod, Prepared, image_of},
 };
@@ -113,6 +113,13 @@ impl Sessions {
                 }
                 None
             }
+            // It runs already, or is gone: no other pod is made for it, and what is kept needs no owner.
+            Target::Template(_) if opening.resume.is_some() || opening.take_over => {
+                match self.own_pod_of(contents, opening.session).await? {
+                    Some((pod, detached)) => Some(self.own(pod, detached)),
+                    None => return Ok(Start::Ended(no_pod())),
+                }
+            }
             Target::Template(base) => {
                 let api = Api { sessions: self, deadline, progress };
                 api.admit(contents, caller).await?;
@@ -172,6 +179,11 @@ impl<S> Client<S> {
             }
         }
     }
+}
+
+/// Of a program whose own pod is not there any more.
+fn no_pod() -> v1::Exit {
+    lost(Reason::ProgramLost, "the program is gone with its pod; how it ended is not known")
 }
 
 /// What is known by the image that a session's console container runs.

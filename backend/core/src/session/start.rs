@@ -76,6 +76,8 @@ pub(super) struct OwnPod {
     lifecycle: Lifecycle,
     pub pod: PodRef,
     kept: bool,
+    /// Its session was detached: it has its exit for whoever comes, until that is acknowledged.
+    pub detached: bool,
 }
 
 impl OwnPod {
@@ -392,6 +394,11 @@ impl Sessions {
         }
     }
 
+    /// A pod of a program's own that is there.
+    pub(super) fn own(&self, pod: PodRef, detached: bool) -> OwnPod {
+        OwnPod { lifecycle: self.lifecycle.clone(), pod, kept: false, detached }
+    }
+
     async fn start_pod(
         &self,
         contents: &Contents,
@@ -401,7 +408,7 @@ impl Sessions {
     ) -> Result<OwnPod, Refusal> {
         let request = StartRequest { pod, console: contents.console.clone(), kind: Kind::Program, deadline };
         let started = self.lifecycle.start(request, progress).await?;
-        Ok(OwnPod { lifecycle: self.lifecycle.clone(), pod: started.pod, kept: false })
+        Ok(self.own(started.pod, false))
     }
 }
 
@@ -470,7 +477,7 @@ fn no_shell(refusal: &Refusal) -> bool {
         && is_missing(&refusal.message)
 }
 
-pub(super) fn image_of(base: &Pod, console: &str) -> String {
+pub(crate) fn image_of(base: &Pod, console: &str) -> String {
     let containers = base.spec.iter().flat_map(|spec| &spec.containers);
     containers.filter(|c| c.name == console).find_map(|c| c.image.clone()).unwrap_or_default()
 }

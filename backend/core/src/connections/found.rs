@@ -1,0 +1,87 @@
+//! Pods of a user that may have sessions to come back to, and handles for them.
+
+use super::Connections;
+use crate::{
+    handle::{Contents, Target},
+    identity::{self, Identity, Marks},
+    lifecycle::{image_id, reference},
+    link::Place,
+    template,
+};
+use k8s_openapi::api::core::v1::Pod;
+use podbay::v1::{Reason, Refusal};
+use std::collections::BTreeMap;
+use tokio::time::Instant;
+
+/// A pod with podbay-agent, perhaps, and what a client needs to go on in it.
+#[derive(Debug, Clone)]
+pub struct FoundPod {
+    /// What its labels say.
+    pub marks: Marks,
+    /// For the handle. The connection's own environment is not known any more: a later program gets it where the container has it.
+    pub contents: Contents,
+    /// Where its agent is.
+    pub place: Place,
+}
+
+impl Connections {
+    /// The user's pods that run, of any calling service, by name; only those after `after`. Without an agent there are none.
+    ///
+    /// # Errors
+    /// `INVALID_REQUEST` without a user, `KUBERNETES_UNAVAILABLE` where pods can't be listed within `timeouts.http`.
+    pub async fn pods_of(&self, user: &str, after: &str) -> Result<Vec<FoundPod>, Refusal> {
+        if user.is_empty() {
+            return Err(Refusal::new(Reason::InvalidRequest, "user is empty"));
+        }
+        let Some(agent) = &self.settings().pod.agent else { return Ok(Vec::new()) };
+        let deadline = Instant::now() + self.lifecycle().timeouts().http;
+        let all = identity::all();
+        let places = self.settings().namespaces.places().iter();
+        let lists = places.map(|place| self.lifecycle().list(place, &all, deadline));
+        let mut pods = futures::future::try_join_all(lists).await?.concat();
+        pods.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        let later = pods.iter().filter(|pod| pod.metadata.name.as_deref().is_some_and(|name| name > after));
+        Ok(later.filter(|pod| runs(pod)).filter_map(|pod| self.found(pod, user, agent)).collect())
+    }
+
+    fn found(&self, pod: &Pod, user: &str, agent: &str) -> Option<FoundPod> {
+        let (marks, reference) = (Marks::read(&pod.metadata)?, reference(pod)?);
+        // By the authenticated name alone: that is what rights are about.
+        if marks.user.authenticated != user {
+            return None;
+        }
+        let config = &self.settings().pod;
+        let who = Identity {
+            connection: marks.connection,
+            owner: marks.owner,
+            caller: marks.caller.clone(),
+            user: marks.user.clone(),
+            remote: marks.remote.parse().ok(),
+        };
+        let (target, image) = match marks.session_mode {
+            false => {
+                let image_id = image_id(pod, &config.console);
+                let target = Target::Pod {
+                    namespace: reference.namespace.clone(),
+                    name: reference.name.clone(),
+                    uid: reference.uid.clone()?,
+                    image_id: image_id.clone(),
+                };
+                (target, image_id)
+            }
+            true => {
+                let base = template::base_pod(config, &who, &BTreeMap::new());
+                let image = crate::session::image_of(&base, &config.console);
+                (Target::Template(Box::new(base)), image)
+            }
+        };
+        let contents = Contents::new(self.settings(), *self.lifecycle().timeouts(), &who, BTreeMap::new(), target);
+        let place = Place { pod: reference, container: config.console.clone(), agent: agent.to_owned(), image };
+        Some(FoundPod { marks, contents, place })
+    }
+}
+
+fn runs(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
+}
