@@ -531,12 +531,12 @@ async fn command_start_fires_through_the_whole_stack() {
 }
 
 #[tokio::test]
-async fn what_needs_the_agent_is_unimplemented_and_health_tells_apart() {
+async fn a_handle_that_is_none_is_refused_and_health_tells_apart() {
     let world = World::new();
     let replica = world.replica().await;
     let mut client = world.client(&replica, "frontend.podbay").await;
-    let status = client.sessions.detach(v1::DetachRequest::default()).await.expect_err("not built");
-    assert_eq!(reason(&status), (Code::Unimplemented, Reason::Unimplemented));
+    let status = client.sessions.detach(v1::DetachRequest::default()).await.expect_err("no handle");
+    assert_eq!(reason(&status), (Code::PermissionDenied, Reason::HandleInvalid));
     for name in ["", "podbay.v1.ConnectionService", "podbay.v1.SessionService", "kubernetes"] {
         let mut client = world.client(&replica, "frontend.podbay").await;
         eventually(name, async || client.serving(name).await == Ok(ServingStatus::Serving)).await;

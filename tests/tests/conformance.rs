@@ -225,7 +225,9 @@ fn every_mode_level_program_and_end() {
     }
     persistent_is_refused();
     let mut table = format!("{:<46}", "mode, agent, program, terminal");
-    ENDS.iter().for_each(|end| write!(table, "{end:<14}").expect("writes"));
+    for end in ENDS {
+        write!(table, "{end:<14}").expect("writes");
+    }
     table.push('\n');
     let mut wrong = Vec::new();
     for mode in MODES {

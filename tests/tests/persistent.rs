@@ -54,15 +54,16 @@ fn a_pod_is_shared_outlives_its_connections_and_goes_when_idle() {
 
 #[test]
 fn programs_end_with_their_connection_and_the_pod_stays() {
-    // Not with podbay-agent yet: docs/design/0007-persistent-pods.md, "weaker".
-    let world = world("");
-    let mut client = world.ssh(&[]).arg(TELLS).stdout(Stdio::piped()).spawn().expect("starts");
-    client.stdout.as_mut().expect("piped").read_exact(&mut [0; 3]).expect("runs");
-    client.kill().expect("it runs");
-    client.wait().expect("ends");
-    // The same pod, within its idle time.
-    world.run("until [ -s told ]; do sleep 0.05; done; cat told").is(0, "hup\n", "");
-    world.ends_clean();
+    for agent in ["", "+podbay"] {
+        let world = world(agent);
+        let mut client = world.ssh(&[]).arg(TELLS).stdout(Stdio::piped()).spawn().expect("starts");
+        client.stdout.as_mut().expect("piped").read_exact(&mut [0; 3]).expect("runs");
+        client.kill().expect("it runs");
+        client.wait().expect("ends");
+        // The same pod, within its idle time.
+        world.run("until [ -s told ]; do sleep 0.05; done; cat told").is(0, "hup\n", "");
+        world.ends_clean();
+    }
 }
 
 #[test]

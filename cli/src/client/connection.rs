@@ -63,17 +63,14 @@ impl Heartbeats {
                     connection_ids: vec![connection.to_string()],
                     ..v1::HeartbeatRequest::default()
                 };
-                let pause = match connections(&channel).heartbeat(bounded(message)).await {
-                    Ok(answer) => {
-                        let interval = answer.into_inner().interval.and_then(|it| Duration::try_from(it).ok());
-                        interval.unwrap_or(AGAIN * 10) / 2
+                let pause = if let Ok(answer) = connections(&channel).heartbeat(bounded(message)).await {
+                    let interval = answer.into_inner().interval.and_then(|it| Duration::try_from(it).ok());
+                    interval.unwrap_or(AGAIN * 10) / 2
+                } else {
+                    if let Ok(other) = backends.connect().await {
+                        channel = other;
                     }
-                    Err(_) => {
-                        if let Ok(other) = backends.connect().await {
-                            channel = other;
-                        }
-                        AGAIN
-                    }
+                    AGAIN
                 };
                 sleep(pause.max(AGAIN / 10)).await;
             }

@@ -129,7 +129,7 @@ impl Run {
             output_when_detached: output.or_else(|| detach.then_some(spill)),
             ..v1::Open::default()
         };
-        new_session(how, open, tty, detach.then_some(keep)).await
+        new_session(how, open, tty, detach.then_some(Keep(keep))).await
     }
 }
 
@@ -141,7 +141,10 @@ impl Shell {
     }
 }
 
-async fn new_session(how: How, open: v1::Open, tty: bool, detach: Option<Option<Duration>>) -> anyhow::Result<u8> {
+/// How long a detached session is kept; `None` = as long as the backend does by itself.
+struct Keep(Option<Duration>);
+
+async fn new_session(how: How, open: v1::Open, tty: bool, detach: Option<Keep>) -> anyhow::Result<u8> {
     let (user, store) = (how.who.name()?, Store::open(how.who.state_dir.clone())?);
     let mut backends = how.server.read()?;
     let channel = backends.connect().await?;
@@ -167,7 +170,7 @@ async fn new_session(how: How, open: v1::Open, tty: bool, detach: Option<Option<
     store.save(&record)?;
     let open = v1::Open { environment, pty, ..open };
     let mut pump = Pump::new(backends, channel, record.handle.clone(), record.session, open);
-    if let Some(keep) = detach {
+    if let Some(Keep(keep)) = detach {
         pump.starts_only();
         let started = pump.run(false).await;
         let left = match started {
@@ -386,7 +389,7 @@ mod tests {
 
     #[test]
     fn words_on_the_command_line() {
-        assert_eq!(time("90m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(time("90m"), Ok(Duration::from_mins(90)));
         for bad in ["", "5", "m", "0s", "1w", "99999999999999999999s", "9999999999999999999d"] {
             assert!(time(bad).is_err(), "{bad}");
         }

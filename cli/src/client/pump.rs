@@ -26,7 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Channel};
 
 /// A durable session is looked for so long when its backend is lost.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// How a session ended for this process.
@@ -184,7 +184,7 @@ impl Pump {
         }
         let mut from = match sessions(&self.channel).run_session(ReceiverStream::new(frames)).await {
             Ok(answer) => answer.into_inner(),
-            Err(status) => return self.broken(&status),
+            Err(status) => return Self::broken(&status),
         };
         match self.started(&mut from).await {
             Ok(()) => *lost_since = None,
@@ -208,7 +208,7 @@ impl Pump {
                 frame = from.message() => match frame {
                     Ok(Some(frame)) => if let Some(stop) = self.receive(frame, local, &mut queue) { return stop },
                     Ok(None) => return Stop::Lost("the backend ended the stream".into()),
-                    Err(status) => return self.broken(&status),
+                    Err(status) => return Self::broken(&status),
                 },
                 permit = to.reserve(), if !queue.is_empty() => {
                     let Ok(permit) = permit else { return Stop::Lost("the stream ended".into()) };
@@ -220,13 +220,14 @@ impl Pump {
                     Ok((end, len)) => queue.extend(self.output(stream).wrote(stream, end, len).into_iter().flatten()),
                     Err(_) => return self.leave(&to).await,
                 },
-                piece = next_piece(&mut local.stdin), if reads => match piece {
-                    Some(piece) => self.input.push(piece),
-                    None => {
+                piece = next_piece(&mut local.stdin), if reads => {
+                    if let Some(piece) = piece {
+                        self.input.push(piece);
+                    } else {
                         local.stdin = None;
                         self.input.end();
                     }
-                },
+                }
                 _ = local.resized.recv(), if self.raw => {
                     self.ask_size();
                     queue.extend(self.unanswered.last().cloned());
@@ -264,7 +265,7 @@ impl Pump {
 
     async fn started(&mut self, from: &mut Streaming<v1::RunSessionResponse>) -> Result<(), Stop> {
         loop {
-            let frame = from.message().await.map_err(|status| self.broken(&status))?;
+            let frame = from.message().await.map_err(|status| Self::broken(&status))?;
             match frame.and_then(|frame| frame.frame) {
                 Some(From::Progress(progress)) => {
                     if long(progress.elapsed) {
@@ -338,7 +339,7 @@ impl Pump {
     }
 
     /// What a status says: whether another stream may go on.
-    fn broken(&self, status: &Status) -> Stop {
+    fn broken(status: &Status) -> Stop {
         let reason = refusal_of(status).reason();
         let ours = !status.details().is_empty();
         match reason {

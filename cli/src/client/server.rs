@@ -13,8 +13,8 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 #[command(next_help_heading = "Which backend")]
 pub struct Server {
     /// A file of lines NAME=VALUE with the names in brackets below; `podbay demo` writes one [PODBAY_SERVER]
-    #[arg(long, value_name = "FILE")]
-    server: Option<PathBuf>,
+    #[arg(long = "server", value_name = "FILE")]
+    file: Option<PathBuf>,
     /// Backends, as HOST:PORT with commas between; one that answers is taken, another when it is lost [PODBAY_ADDRESS]
     #[arg(long, value_name = "HOST:PORT,…")]
     address: Option<String>,
@@ -28,8 +28,8 @@ pub struct Server {
     #[arg(long, value_name = "FILE")]
     key: Option<String>,
     /// The name in the backends' certificates, where it is not the HOST [PODBAY_SERVER_NAME]
-    #[arg(long, value_name = "NAME")]
-    server_name: Option<String>,
+    #[arg(long = "server-name", value_name = "NAME")]
+    tls_name: Option<String>,
 }
 
 /// Backends that share their handles. Clones share the connection.
@@ -44,7 +44,7 @@ pub struct Backends {
 impl Server {
     /// Reads the files.
     pub fn read(&self) -> anyhow::Result<Backends> {
-        let file = self.server.clone().or_else(|| std::env::var_os("PODBAY_SERVER").map(PathBuf::from));
+        let file = self.file.clone().or_else(|| std::env::var_os("PODBAY_SERVER").map(PathBuf::from));
         let file = file.map_or_else(|| Ok(HashMap::new()), |path| lines(&path))?;
         let value = |flag: &Option<String>, name: &str| {
             flag.clone().or_else(|| file.get(name).cloned()).or_else(|| std::env::var(name).ok())
@@ -67,7 +67,7 @@ impl Server {
             ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem(&self.ca, "--ca", "PODBAY_CA")?)).identity(
                 Identity::from_pem(pem(&self.cert, "--cert", "PODBAY_CERT")?, pem(&self.key, "--key", "PODBAY_KEY")?),
             );
-        Ok(Backends { addresses, tls, server_name: value(&self.server_name, "PODBAY_SERVER_NAME"), next: 0 })
+        Ok(Backends { addresses, tls, server_name: value(&self.tls_name, "PODBAY_SERVER_NAME"), next: 0 })
     }
 }
 

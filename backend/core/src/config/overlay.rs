@@ -211,6 +211,14 @@ configserver: {url: 'http://c', namespaces: [users]}
     }
 
     #[test]
+    fn a_policy_is_put_over_the_files() {
+        let answer = json!({"security": {"maxSessions": 3, "shell": {"mode": "disable"}, "env": {"allow": []}}});
+        let settings = over(answer).expect("settings");
+        assert_eq!(settings.security.max_sessions().map(u32::from), Some(3));
+        assert_eq!(settings.security.shell, Some(crate::policy::Mode::Disable));
+    }
+
+    #[test]
     fn what_cant_be_used_is_told() {
         for (config, told) in [
             (json!({"kubernetes": {"pod": {"sepc": {"a": 1}}}}), "unknown key"),
@@ -222,7 +230,9 @@ configserver: {url: 'http://c', namespaces: [users]}
             (json!({"kubernetes": {"connection": {"host": "x"}}}), "config.kubernetes.connection"),
             (json!({"kubernetes": {"pod": "x"}}), "expected a map"),
             (json!({"kubernetes": 1}), "expected a map"),
-            (json!({"security": {"maxSessions": 1}}), "config.security: is not supported"),
+            (json!({"security": {"maxSessions": -5}}), "security.maxSessions: must be"),
+            (json!({"security": {"shell": {"mode": "off"}}}), "security.shell.mode: must be"),
+            (json!({"kubernetes": {"pod": {"mode": "persistent"}}}), "mode"),
             (json!({"backend": "docker"}), "config.backend"),
             (json!({"nonsense": 1}), "config.nonsense: unknown key"),
         ] {

@@ -98,14 +98,18 @@ impl PodConfig {
 
     pub(super) fn read(section: &mut Section) -> Option<Self> {
         let given = section.serde("metadata").unwrap_or_default();
-        let mut metadata = lowered(section, metadata(given));
+        let mode = mode(section);
+        let mut metadata = metadata(given);
+        if mode != Some(Mode::Persistent) {
+            // There it is the name of a pod, which others may have made.
+            metadata = lowered(section, metadata);
+        }
         let spec_wrong = section.has("spec");
         let spec: Option<PodSpec> = section.serde("spec");
         let spec = if spec.is_none() && spec_wrong { None } else { Some(merge(spec.unwrap_or_default())) };
         let console: Option<usize> =
             if section.has("consoleContainerNumber") { section.get("consoleContainerNumber") } else { Some(0) };
         section.effective("consoleContainerNumber", usize::kind(), console.unwrap_or_default().into());
-        let mode = mode(section);
         let injection = Injection::read(&mut section.section("agentInjection"));
         let injects = matches!(injection, injection::Read::On(_));
         let agent = agent(section, injects);
@@ -230,8 +234,8 @@ impl PodConfig {
             mode,
             persistent,
             agent,
-            injection,
             expose,
+            injection,
         })
     }
 }

@@ -58,22 +58,19 @@ impl Connections {
             user: marks.user.clone(),
             remote: marks.remote.parse().ok(),
         };
-        let (target, image) = match marks.session_mode {
-            false => {
-                let image_id = image_id(pod, &config.console);
-                let target = Target::Pod {
-                    namespace: reference.namespace.clone(),
-                    name: reference.name.clone(),
-                    uid: reference.uid.clone()?,
-                    image_id: image_id.clone(),
-                };
-                (target, image_id)
-            }
-            true => {
-                let base = template::base_pod(config, &who, &BTreeMap::new());
-                let image = crate::session::image_of(&base, &config.console);
-                (Target::Template(Box::new(base)), image)
-            }
+        let (target, image) = if marks.session_mode {
+            let base = template::base_pod(config, &who, &BTreeMap::new());
+            let image = crate::session::image_of(&base, &config.console);
+            (Target::Template(Box::new(base)), image)
+        } else {
+            let image_id = image_id(pod, &config.console);
+            let target = Target::Pod {
+                namespace: reference.namespace.clone(),
+                name: reference.name.clone(),
+                uid: reference.uid.clone()?,
+                image_id: image_id.clone(),
+            };
+            (target, image_id)
         };
         let contents = Contents::new(self.settings(), *self.lifecycle().timeouts(), &who, BTreeMap::new(), target);
         let place = Place { pod: reference, container: config.console.clone(), agent: agent.to_owned(), image };
