@@ -1,11 +1,11 @@
 //! The conformance table: every mode, agent level, kind of program and way to end, by the stock client; printed at the end. A cell
 //! is what the user must see, so that one that is wrong fails the test.
 
-use podbay_tests::{PATIENCE, Setup, World, finish, only_embedded, program, wait_until};
+use podbay_tests::{PATIENCE, Setup, World, only_embedded, wait_until};
 use std::{
     fmt::Write as _,
     io::{Read, Write as _},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ExitStatus, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -209,21 +209,11 @@ fn block(mode: &str, level: &str) -> Vec<Vec<Cell>> {
     columns
 }
 
-/// What can't be told, as its refusal says.
-fn persistent_is_refused() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let file = dir.path().join("podbay.yaml");
-    std::fs::write(&file, "kubernetes: {pod: {mode: persistent}}\n").expect("writes");
-    let answered = finish(Command::new(program("podbay-backend")).arg("--config").arg(&file).arg("--check"), b"");
-    assert!(!answered.status.success() && answered.stderr.contains("persistent"), "{answered:?}");
-}
-
 #[test]
 fn every_mode_level_program_and_end() {
     if only_embedded("its faults are injected into the embedded one") {
         return;
     }
-    persistent_is_refused();
     let mut table = format!("{:<46}", "mode, agent, program, terminal");
     for end in ENDS {
         write!(table, "{end:<14}").expect("writes");
@@ -250,7 +240,7 @@ fn every_mode_level_program_and_end() {
             }
         }
     }
-    table.push_str("persistent: not applicable, it is not built and refused at start\n");
+    table.push_str("persistent: not in this table; tests/tests/persistent.rs tells it\n");
     println!("{table}");
     assert!(wrong.is_empty(), "{table}\n{}", wrong.join("\n"));
 }

@@ -174,7 +174,9 @@ fn holds(target: &str, run: Target, whole: &[u8], pieces: &[u8]) {
     let seeds = seeds(target, whole, pieces);
     let runs = std::env::var("PODBAY_FUZZ_RUNS").map_or(RUNS, |runs| runs.parse().expect("a number"));
     let mut dice = Dice(0x2545_f491_4f6c_dd1d);
-    seeds.iter().for_each(|seed| run(seed));
+    for seed in &seeds {
+        run(seed);
+    }
     for n in 0..runs {
         let mut bytes = seeds[n % seeds.len()].clone();
         let other = &seeds[dice.below(seeds.len())];
@@ -184,10 +186,8 @@ fn holds(target: &str, run: Target, whole: &[u8], pieces: &[u8]) {
             mutate(&mut bytes, other, &mut dice);
         }
         let copy = bytes.clone();
-        if std::panic::catch_unwind(move || run(&copy)).is_err() {
-            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            panic!("run {n} of {target}: put these bytes into fuzz/corpus/{target}: {hex}");
-        }
+        let held = std::panic::catch_unwind(move || run(&copy)).is_ok();
+        assert!(held, "run {n} of {target}: put these bytes into fuzz/corpus/{target}: {bytes:02x?}");
     }
 }
 

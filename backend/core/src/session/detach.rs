@@ -198,10 +198,10 @@ mod tests {
         .expect("a pod");
         let now = Timestamp::from_second(1_000_000).expect("a time");
         let at = |seconds: i64| Timestamp::from_second(1_000_000 + seconds).expect("a time");
-        assert_eq!(later(&pod, now, Duration::from_secs(60)), Some(at(60)));
+        assert_eq!(later(&pod, now, Duration::from_mins(1)), Some(at(60)));
         let notes = pod.metadata.annotations.get_or_insert_default();
         notes.insert(KEPT_UNTIL.into(), at(60).to_string());
-        assert_eq!(later(&pod, now, Duration::from_secs(60)), None);
+        assert_eq!(later(&pod, now, Duration::from_mins(1)), None);
         assert_eq!(later(&pod, now, Duration::from_secs(61)), Some(at(61)));
         // One that can't be read counts for nothing.
         pod.metadata.annotations.get_or_insert_default().insert(KEPT_UNTIL.into(), "later".into());
