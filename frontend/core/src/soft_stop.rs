@@ -21,8 +21,12 @@ pub const TINY: u32 = 2;
 /// answers them in another order.
 const APART: Duration = Duration::from_millis(3);
 
-/// While a stuck channel has sent within this time, it is still using up a large window: no target is raised.
+/// While a stuck channel has sent within this time, or another one [`BULK`], it is still using up a large window: no target is
+/// raised for a third.
 const DRAINING: Duration = Duration::from_millis(100);
+
+/// A packet of at least so many bytes is no typing.
+const BULK: usize = 4096;
 
 /// The pace of a stuck channel's trickle: between these, a sixteenth of the time since other input.
 const PACE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
@@ -112,6 +116,8 @@ struct Channel {
     window: u32,
     queued: usize,
     last_data: Option<Instant>,
+    /// Of a packet that no typing makes.
+    last_bulk: Option<Instant>,
     fill: Fill,
 }
 
@@ -171,7 +177,7 @@ impl SoftStop {
     pub fn opened(&mut self, channel: u32) {
         let window = self.limits.normal;
         self.forget(channel);
-        self.channels.insert(channel, Channel { window, queued: 0, last_data: None, fill: Fill::Healthy });
+        self.channels.insert(channel, Channel { window, queued: 0, last_data: None, last_bulk: None, fill: Fill::Healthy });
     }
 
     /// The client will send no more on this channel.
@@ -253,6 +259,9 @@ impl SoftStop {
         }
         state.window = window;
         state.last_data = Some(now);
+        if len >= BULK {
+            state.last_bulk = Some(now);
+        }
         Ok((!matches!(state.fill, Fill::Finished)).then_some(state))
     }
 
@@ -315,7 +324,10 @@ impl SoftStop {
     /// Takes the channel's grant off the list. Answers come in the order of the grants, so whoever was passed over is
     /// idle; the head is, where a stuck channel got the window that was meant for it.
     fn answered(&mut self, channel: u32, got_the_heads: bool) -> bool {
-        let Some(position) = self.order.iter().position(|grant| grant.channel == channel) else { return false };
+        let Some(position) = self.order.iter().position(|grant| grant.channel == channel) else {
+            // It was taken for idle.
+            return got_the_heads;
+        };
         let by = if got_the_heads { PASSED } else { 1 };
         for grant in self.order.iter_mut().take(position) {
             grant.passed = grant.passed.saturating_add(by);
@@ -328,11 +340,15 @@ impl SoftStop {
     fn may_raise(&self, now: Instant) -> bool {
         let Some(head) = self.order.front() else { return false };
         let near = self.order.iter().skip(1).any(|grant| grant.at.saturating_duration_since(head.at) < APART / 2);
-        let draining = self.channels.values().any(|channel| {
-            let recent = channel.last_data.is_some_and(|at| now.saturating_duration_since(at) < DRAINING);
-            channel.stuck() && channel.window > TINY && recent
+        // A large window in use: a stuck channel's own, or one by which another fills the client's socket. Behind a full socket
+        // grants wait together, and are answered in the order of the channels.
+        let draining = self.channels.iter().any(|(id, channel)| {
+            let last = if channel.stuck() { channel.last_data } else { channel.last_bulk };
+            let recent = last.is_some_and(|at| now.saturating_duration_since(at) < DRAINING);
+            *id != head.channel && channel.window > TINY && recent
         });
-        !self.is_stuck(head.channel) && !near && !draining
+        // Whoever answers before the head may be the first of several that waited together.
+        !self.is_stuck(head.channel) && head.passed == 0 && !near && !draining
     }
 
     fn is_stuck(&self, channel: u32) -> bool {
