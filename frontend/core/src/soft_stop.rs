@@ -99,6 +99,8 @@ struct Grant {
     channel: u32,
     at: Instant,
     passed: u8,
+    /// When it was counted last. Answers that come together count once: those behind a full socket are in no order.
+    passed_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -177,7 +179,8 @@ impl SoftStop {
     pub fn opened(&mut self, channel: u32) {
         let window = self.limits.normal;
         self.forget(channel);
-        self.channels.insert(channel, Channel { window, queued: 0, last_data: None, last_bulk: None, fill: Fill::Healthy });
+        self.channels
+            .insert(channel, Channel { window, queued: 0, last_data: None, last_bulk: None, fill: Fill::Healthy });
     }
 
     /// The client will send no more on this channel.
@@ -312,9 +315,9 @@ impl SoftStop {
             return Target { window: normal, hold_until: None, stray: false };
         }
         let (stuck, tiny) = (self.is_stuck(channel), current <= TINY);
-        let stray = self.answered(channel, stuck && !tiny);
+        let stray = self.answered(channel, stuck && !tiny, now);
         let hold_until = (tiny && self.receives(channel)).then(|| {
-            self.order.push_back(Grant { channel, at: now, passed: 0 });
+            self.order.push_back(Grant { channel, at: now, passed: 0, passed_at: None });
             now + APART
         });
         let window = if self.may_raise(now) { normal } else { TINY };
@@ -323,14 +326,18 @@ impl SoftStop {
 
     /// Takes the channel's grant off the list. Answers come in the order of the grants, so whoever was passed over is
     /// idle; the head is, where a stuck channel got the window that was meant for it.
-    fn answered(&mut self, channel: u32, got_the_heads: bool) -> bool {
+    fn answered(&mut self, channel: u32, got_the_heads: bool, now: Instant) -> bool {
         let Some(position) = self.order.iter().position(|grant| grant.channel == channel) else {
             // It was taken for idle.
             return got_the_heads;
         };
         let by = if got_the_heads { PASSED } else { 1 };
         for grant in self.order.iter_mut().take(position) {
-            grant.passed = grant.passed.saturating_add(by);
+            let counted = grant.passed_at.is_some_and(|at| now.saturating_duration_since(at) < APART);
+            if got_the_heads || !counted {
+                grant.passed = grant.passed.saturating_add(by);
+                grant.passed_at = Some(now);
+            }
         }
         self.order.remove(position);
         self.order.retain(|grant| grant.passed < PASSED);

@@ -257,7 +257,7 @@ fn world(delay_us: u64, habit: Habit, stuck: &[u32], healthy: &[u32], offered: u
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     /// A client that keeps to the order: a stuck channel holds 4 MiB and gains nothing while its neighbours send, they
     /// make good progress, and once its program reads, all of it arrives.
