@@ -135,6 +135,8 @@ pub struct SoftStop {
     limits: Limits,
     channels: HashMap<u32, Channel>,
     order: VecDeque<Grant>,
+    /// The target is normal for the head of the list alone.
+    raised: bool,
     stuck: usize,
     queued: usize,
     capped: Option<usize>,
@@ -148,6 +150,7 @@ impl SoftStop {
             limits,
             channels: HashMap::new(),
             order: VecDeque::new(),
+            raised: false,
             stuck: 0,
             queued: 0,
             capped: None,
@@ -312,6 +315,7 @@ impl SoftStop {
         let normal = self.limits.normal;
         if self.stuck == 0 {
             self.order.clear();
+            self.raised = false;
             return Target { window: normal, hold_until: None, stray: false };
         }
         let (stuck, tiny) = (self.is_stuck(channel), current <= TINY);
@@ -320,7 +324,8 @@ impl SoftStop {
             self.order.push_back(Grant { channel, at: now, passed: 0, passed_at: None });
             now + APART
         });
-        let window = if self.may_raise(now) { normal } else { TINY };
+        self.raised = self.may_raise(now);
+        let window = if self.raised { normal } else { TINY };
         Target { window, hold_until: hold_until.filter(|_| !stuck), stray }
     }
 
@@ -328,8 +333,8 @@ impl SoftStop {
     /// idle; the head is, where a stuck channel got the window that was meant for it.
     fn answered(&mut self, channel: u32, got_the_heads: bool, now: Instant) -> bool {
         let Some(position) = self.order.iter().position(|grant| grant.channel == channel) else {
-            // It was taken for idle.
-            return got_the_heads;
+            // It was taken for idle. (A channel that has just become stuck gets what it was due before.)
+            return got_the_heads && self.raised;
         };
         let by = if got_the_heads { PASSED } else { 1 };
         for grant in self.order.iter_mut().take(position) {
