@@ -18,11 +18,21 @@ pub(super) fn lost(reason: Reason, message: impl Into<String>) -> Exit {
     Exit { end: Some(End::Lost(Refusal::new(reason, message))) }
 }
 
-/// Whether a runtime's words mean that the program's file is not in the image (or can't be executed).
+/// Whether a runtime's words mean that the program's file is not in the image (or can't be executed). They must be about a program:
+/// of a container that has just ended, runtimes say that it, or a namespace under /proc, is not found.
 pub(crate) fn is_missing(message: &str) -> bool {
-    ["executable file not found", "no such file or directory", "not found", "permission denied", "exec format error"]
-        .iter()
-        .any(|words| message.to_lowercase().contains(words))
+    /// How runc and crun, gVisor and Kata begin to speak of the file.
+    const OF_A_PROGRAM: [&str; 5] = ["exec: \"", "exec /", "executable", "exec format error", "failed to load "];
+    const MISSING: [&str; 5] = [
+        "executable file not found",
+        "no such file or directory",
+        "not found",
+        "permission denied",
+        "exec format error",
+    ];
+    let message = message.to_lowercase();
+    let has = |words: &[&str]| words.iter().any(|words| message.contains(words));
+    has(&OF_A_PROGRAM) && has(&MISSING)
 }
 
 /// Whether a start that failed for this reason may have met the end of its pod by an operator.
@@ -230,6 +240,30 @@ mod tests {
         let exit = of_exec(&failed("exec: \"x\": executable file not found in $PATH"));
         assert_eq!(exit.map(reason), Some(Reason::CommandNotStarted));
         assert_eq!(of_exec(&failed("container is not running")).map(reason), Some(Reason::StreamLost));
+    }
+
+    #[test]
+    fn only_a_programs_file_can_be_missing() {
+        for words in [
+            "exec: \"/bin/sh\": stat /bin/sh: no such file or directory: unknown",
+            "exec: \"sh\": executable file not found in $PATH",
+            "exec: \"/x\": permission denied",
+            "exec /bin/sh: exec format error",
+            "exec /bin/sh: no such file or directory",
+            "executable file `sh` not found in $PATH: No such file or directory",
+            "failed to load /bin/sh: no such file or directory",
+        ] {
+            assert!(is_missing(words), "{words}");
+        }
+        for words in [
+            "container not found (\"shell\")",
+            "failed to start exec \"4f\": OCI runtime exec failed: exec failed: can't open /proc/71/ns/ipc: no such file or directory",
+            "failed to create exec \"4f\": cannot exec in a stopped state: unknown",
+            "failed to create exec \"4f\": task 9a not found: not found",
+            "pods \"p\" not found",
+        ] {
+            assert!(!is_missing(words), "{words}");
+        }
     }
 
     #[test]
