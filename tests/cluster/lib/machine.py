@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 # Fixed, so that `down` finds a cluster whichever checkout started it. RUN is short: a Unix socket's path is at
@@ -220,6 +221,23 @@ def kill_all():
         return not left
 
     wait_for("the cluster's processes to end", 60, none_left, every=0.02)
+
+
+def try_rights():
+    """Fails with the reason where this machine forbids what containers need: mounts, overlayfs, veth, cgroups."""
+    trial = ('mount -t tmpfs none "$1" && cd "$1" && mkdir l u w m && mount -t overlay -o lowerdir=l,upperdir=u,workdir=w none m'
+             " && touch m/it && ip link add podbay-try type veth")
+    # In namespaces of its own, which end with it and take all of it along.
+    with tempfile.TemporaryDirectory() as folder:
+        tried = subprocess.run(["unshare", "--mount", "--net", "sh", "-c", trial, "sh", folder], capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        raise Failure(f"mounts, overlayfs or veth are not to be had: {tried.stderr.strip() or tried.returncode}")
+    trial = programs_cgroup().with_name(f"podbay-try-{os.getpid()}")
+    try:
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as error:
+        raise Failure(f"no cgroup can be made: {error}") from error
 
 
 # --- cgroups ---------------------------------------------------------------------------------------------------
