@@ -35,6 +35,16 @@ pub fn program_of_tests(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
+/// What a program is started by for a wall clock that is so far off (`+3h`, `-2d`); its monotonic clock goes right. The program keeps
+/// the process id, which Debian's `faketime` does not let it.
+pub fn faketime(clock: &str) -> Vec<String> {
+    let folders = std::fs::read_dir("/usr/lib").expect("reads").filter_map(Result::ok);
+    let mut libraries = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+    let library = libraries.find(|path| path.is_file()).expect("faketime is installed (tests/run does it)");
+    let set = [format!("LD_PRELOAD={}", library.display()), format!("FAKETIME={clock}")];
+    ["env".to_owned()].into_iter().chain(set).chain(["FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned()]).collect()
+}
+
 /// The Python of the peers' environment, with Ansible; made here where `tests/run` has not.
 pub fn python() -> PathBuf {
     static MADE: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();

@@ -146,6 +146,14 @@ impl World {
     /// # Panics
     /// If it does not come up.
     pub fn restart(&mut self, name: &'static str) {
+        self.restart_by(name, &[]);
+    }
+
+    /// The same for a replica of the backend, by a program that becomes it (`faketime`).
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn restart_by(&mut self, name: &'static str, by: &[&str]) {
         if name == "frontend" {
             return self.start_frontend();
         }
@@ -154,11 +162,19 @@ impl World {
         let grpc = text.split("\ngrpc:\n").nth(1).expect("a section grpc");
         let address =
             grpc.lines().find_map(|line| line.trim().strip_prefix("listen: ")).expect("an address").to_owned();
-        self.start_part(name, "podbay-backend", config, &address);
+        self.start_part_by(name, by, "podbay-backend", config, &address);
     }
 
     fn start_part(&mut self, name: &'static str, bin: &str, config: &str, address: &str) {
-        let mut part = Running::start(name, Command::new(program(bin)).arg("--config").arg(self.state.join(config)));
+        self.start_part_by(name, &[], bin, config, address);
+    }
+
+    fn start_part_by(&mut self, name: &'static str, by: &[&str], bin: &str, config: &str, address: &str) {
+        let mut command = Command::new(by.first().map_or_else(|| program(bin), std::path::PathBuf::from));
+        if let Some((_, more)) = by.split_first() {
+            command.args(more).arg(program(bin));
+        }
+        let mut part = Running::start(name, command.arg("--config").arg(self.state.join(config)));
         let deadline = std::time::Instant::now() + super::PATIENCE;
         while std::net::TcpStream::connect(address).is_err() {
             assert!(part.is_running() && std::time::Instant::now() < deadline, "{name}: {}", part.said());

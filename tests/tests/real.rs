@@ -6,7 +6,7 @@
 use podbay_tests::{
     Answered, Loop, PATIENCE, Setup, World,
     cluster::RealCluster,
-    image,
+    faketime, image,
     ours::{Part, is_ours, plain, token_that_ends},
     wait_until,
 };
@@ -313,6 +313,29 @@ fn a_start_waits_for_an_api_server_that_dies_in_it() {
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"in\n"[..]), "{output:?}");
     assert!(world.pods().len() <= 1, "a second pod was made");
     world.ends_clean();
+}
+
+#[test]
+fn a_clock_that_makes_the_apis_certificate_invalid() {
+    let Some(_alone) = alone() else { return };
+    for (clock, words) in [("-30d", "not valid yet"), ("+50y", "expired")] {
+        let mut world = self::world("", "", "timeouts: {podStart: 4s}");
+        world.run("echo in").is(0, "in\n", "");
+        for name in ["backend", "backend-2"] {
+            world.take(name).stop();
+            let by = faketime(clock);
+            world.restart_by(name, &by.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+        let answered = world.run("true");
+        refused(&answered, &["certificate", words]);
+        // The right clock is all that it takes.
+        for name in ["backend", "backend-2"] {
+            world.take(name).stop();
+            world.restart(name);
+        }
+        world.run("echo in").is(0, "in\n", "");
+        world.ends_clean();
+    }
 }
 
 /// The configuration with explicit keys in place of the kubeconfig: the account's token in a file, and this CA.
