@@ -327,7 +327,7 @@ fn a_clock_that_makes_the_apis_certificate_invalid() {
             world.restart_by(name, &by.iter().map(String::as_str).collect::<Vec<_>>());
         }
         let answered = world.run("true");
-        refused(&answered, &["certificate", words]);
+        refused(&answered, &["certificate", words, "is the backend's clock right?"]);
         // The right clock is all that it takes.
         for name in ["backend", "backend-2"] {
             world.take(name).stop();

@@ -59,6 +59,9 @@ fn chain(error: &Error) -> String {
         }
         source = cause.source();
     }
+    if ["certificate not valid yet", "certificate expired"].iter().any(|words| text.contains(words)) {
+        text.push_str("; is the backend's clock right?");
+    }
     text
 }
 
