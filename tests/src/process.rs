@@ -15,8 +15,17 @@ use std::{
 /// # Panics
 /// If it does not come within [`PATIENCE`].
 #[track_caller]
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
+    wait_so_long(what, PATIENCE, condition);
+}
+
+/// Waits for a condition that may take longer.
+///
+/// # Panics
+/// If it does not come in this time.
+#[track_caller]
+pub fn wait_so_long(what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience;
     while !condition() {
         assert!(Instant::now() < deadline, "never: {what}");
         thread::sleep(Duration::from_millis(20));

@@ -5,7 +5,10 @@ use super::{
     process::{Answered, Running, finish, processes_naming, program, wait_until},
 };
 use k8s_openapi::{
-    api::core::v1::{Namespace, Pod},
+    api::{
+        coordination::v1::Lease,
+        core::v1::{Namespace, Pod},
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
@@ -259,6 +262,14 @@ impl World {
             let list = pods.list(&ListParams::default()).await.expect("lists");
             list.items.into_iter().filter_map(|pod| pod.metadata.name).collect()
         })
+    }
+
+    /// Names of the leases there are now: of owners, and marks of ended connections.
+    pub fn leases(&self) -> Vec<String> {
+        let namespace = self.real.as_ref().map_or("default", |real| &real.namespace);
+        let leases = async |client| Api::<Lease>::namespaced(client, namespace).list(&ListParams::default()).await;
+        let items = self.with_client(leases).expect("lists").items;
+        items.into_iter().filter_map(|lease| lease.metadata.name).collect()
     }
 
     /// Makes a namespace in the embedded cluster, and gives its name.
