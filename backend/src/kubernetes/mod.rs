@@ -13,7 +13,7 @@ mod token;
 mod watch;
 
 pub use connect::ConnectError;
-pub(crate) use files::problems;
+pub(crate) use files::{files, problems};
 
 use crate::metrics::KubernetesMetrics;
 use async_trait::async_trait;

@@ -155,7 +155,7 @@ async fn serve(
     let backend_ends = Shutdown { hard: shutdown.hard.clone(), ..Shutdown::new() };
     let mut backend = tokio::spawn(Box::pin(podbay_backend::run(backend, grpc, None, backend_ends.clone())));
     let readiness = Readiness::default();
-    let parts = Parts { metrics: None, readiness: readiness.clone(), shutdown: shutdown.clone(), backend: None };
+    let parts = Parts { metrics: None, readiness: readiness.clone(), shutdown: shutdown.clone(), backend: None, source: None };
     let mut frontend = tokio::spawn(Box::pin(podbay_frontend::run(frontend, ssh, parts)));
     // The sockets are bound already: a client that comes early waits in the backlog.
     print!("{}", state.welcome(plan));
