@@ -1,6 +1,12 @@
 //! The front door: accepting, and turning away before anything is spent.
 
-use crate::{auth::Network, config::{FrontendConfig, PenaltyConfig}, metrics::Turned, server::Server, ssh};
+use crate::{
+    auth::Network,
+    config::{FrontendConfig, PenaltyConfig},
+    metrics::Turned,
+    server::Server,
+    ssh,
+};
 use arc_swap::ArcSwap;
 use podbay_frontend_core::{
     Startups,

@@ -138,7 +138,8 @@ mod tests {
 
     fn fixed(text: &str) -> Fixed {
         let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
-        let backend = if text.contains("frontend:") { "" } else { "frontend: {backend: {addresses: ['b:1'], plaintext: true}}" };
+        let backend =
+            if text.contains("frontend:") { "" } else { "frontend: {backend: {addresses: ['b:1'], plaintext: true}}" };
         let text = format!("{text}\n{backend}\nusers: [{{name: alice, authorizedKeys: ['{key}']}}]\n");
         Fixed::of(&Config::from_document(Document::parse("t", &text).expect("YAML")).expect("a configuration"))
     }

@@ -27,7 +27,9 @@ pub struct Seen(BTreeMap<PathBuf, Option<u64>>);
 impl Seen {
     /// What these files hold now. Blocks as reading files does.
     pub fn of<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Self {
-        Self(files.into_iter().map(|file| (file.clone(), hash(read(file).ok().as_deref().map(Vec::as_slice)))).collect())
+        Self(
+            files.into_iter().map(|file| (file.clone(), hash(read(file).ok().as_deref().map(Vec::as_slice)))).collect(),
+        )
     }
 
     /// The file held this when it was read; `None` = it could not be read. The first time counts: should it have changed until a

@@ -126,7 +126,8 @@ impl World {
         let (mut registry, shutdown) = (Registry::default(), Shutdown::new());
         let metrics = Some(Metrics::new(&mut registry));
         let readiness = Readiness::default();
-        let parts = Parts { metrics, readiness: readiness.clone(), shutdown: shutdown.clone(), backend: None, source: None };
+        let parts =
+            Parts { metrics, readiness: readiness.clone(), shutdown: shutdown.clone(), backend: None, source: None };
         let frontend = tokio::spawn(async move {
             podbay_frontend::run(config, listener, parts).await.expect("runs");
         });

@@ -5,8 +5,8 @@ use super::{
     mistake::{Mistake, Mistakes, Sink},
     section::Section,
 };
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use crate::files::Seen;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value as Json;
 use serde_yaml::Spanned;
 use std::{cell::RefCell, fmt, fs, path::Path, rc::Rc};

@@ -84,6 +84,11 @@ impl ReloadMetrics {
         self.reloads.get_or_create(&outcome.label()).inc();
     }
 
+    /// How many readings ended so.
+    pub fn counted(&self, outcome: Outcome) -> u64 {
+        self.reloads.get_or_create(&outcome.label()).get()
+    }
+
     pub(super) fn waiting_for_restart(&self, keys: usize) {
         self.restart.set(i64::try_from(keys).unwrap_or(i64::MAX));
     }

@@ -15,7 +15,7 @@ pub use request::{Heartbeat, OpenRequest};
 pub use webhook::{Ask, ConfigWebhook};
 
 use crate::{
-    config::{Mode, Persistent, PodConfig, Settings, duration_proto},
+    config::{Mode, Namespaces, Persistent, PodConfig, Settings, duration_proto},
     failure::or_agent_missing,
     handle::{Contents, KeyRing, Target},
     identity::{self, Identity, Marks},
@@ -84,6 +84,36 @@ async fn telling<T>(
     }
 }
 
+/// Where connections may be that are open now, those of earlier settings included.
+#[derive(Debug, Clone)]
+struct Reach {
+    namespaces: Namespaces,
+    /// The mode of all of them; `None` = they may differ.
+    mode: Option<Mode>,
+    /// Some may be in pods that stay.
+    persistent: bool,
+}
+
+impl Reach {
+    fn of(settings: &Settings, webhook: bool) -> Self {
+        let mode = settings.pod.mode;
+        Self {
+            namespaces: settings.namespaces.clone(),
+            // The webhook may choose another mode than the file's.
+            mode: Some(mode).filter(|_| !webhook),
+            persistent: mode == Mode::Persistent,
+        }
+    }
+
+    fn and(self, earlier: &Self) -> Self {
+        Self {
+            namespaces: self.namespaces.and(&earlier.namespaces),
+            mode: self.mode.filter(|mode| earlier.mode == Some(*mode)),
+            persistent: self.persistent || earlier.persistent,
+        }
+    }
+}
+
 /// Opens, keeps and closes connections. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Connections {
@@ -94,6 +124,7 @@ pub struct Connections {
     sweep: Arc<Sweep>,
     webhook: Option<ConfigWebhook>,
     links: Links,
+    reach: Reach,
 }
 
 impl Connections {
@@ -101,14 +132,41 @@ impl Connections {
     pub fn new(lifecycle: Lifecycle, leases: Leases, settings: Arc<Settings>, keys: Arc<KeyRing>) -> Self {
         let spare = lifecycle.timeouts().pod_start + lifecycle.timeouts().pod_stop;
         let links = Links::new(Arc::clone(lifecycle.cluster()));
-        Self { lifecycle, leases, settings, keys, sweep: Arc::new(Sweep::new(spare)), webhook: None, links }
+        let reach = Reach::of(&settings, false);
+        Self { lifecycle, leases, settings, keys, sweep: Arc::new(Sweep::new(spare)), webhook: None, links, reach }
     }
 
     /// The same; the webhook is asked for each connection's settings.
     #[must_use]
     pub fn with_webhook(mut self, webhook: Option<ConfigWebhook>) -> Self {
+        self.reach = Reach::of(&self.settings, webhook.is_some());
         self.webhook = webhook;
         self
+    }
+
+    /// The same with other settings, for connections that are opened from now on. Those that are open are found, kept and closed as
+    /// before: what they were opened with is in their handles. `lifecycle` is of the same cluster; ownership stays as it is.
+    #[must_use]
+    pub fn changed(
+        &self,
+        lifecycle: Lifecycle,
+        settings: Arc<Settings>,
+        keys: Arc<KeyRing>,
+        webhook: Option<ConfigWebhook>,
+    ) -> Self {
+        self.sweep.spare_at_least(lifecycle.timeouts().pod_start + lifecycle.timeouts().pod_stop);
+        let reach = Reach::of(&settings, webhook.is_some()).and(&self.reach);
+        Self { lifecycle, settings, keys, webhook, reach, ..self.clone() }
+    }
+
+    /// Where pods are looked for: wherever connections may be, those of earlier settings included.
+    pub fn places(&self) -> &[String] {
+        self.reach.namespaces.places()
+    }
+
+    /// Whether pods of this place, of [`Namespaces::places`], are looked for.
+    pub fn looks_in(&self, place: &str) -> bool {
+        self.reach.namespaces.cover(place)
     }
 
     /// The same; files go over these links, which sessions use too.
@@ -301,8 +359,8 @@ impl Connections {
         let late =
             || Refusal::new(Reason::PodStopTimeout, "the pods were not gone in time; they will be removed later");
         let whole = async {
-            // The webhook may have chosen another mode than the file's.
-            let mode = if self.webhook.is_some() { Mode::Session } else { self.settings.pod.mode };
+            // Where it is not known, as in the one in which pods may still be made.
+            let mode = self.reach.mode.unwrap_or(Mode::Session);
             match (mode, why) {
                 (Mode::Connection, Closing::ByCaller(_)) => {}
                 // First, so that sessions that find their pod gone find the words too; but words hold no deletion up.
@@ -320,10 +378,10 @@ impl Connections {
                 (Mode::Session | Mode::Persistent, _) => self.leases.revoke(id, why, Instant::now() + budget).await?,
             }
             let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| caller.is_none_or(|c| c == marks.caller));
-            if self.settings.pod.mode == Mode::Persistent {
+            if self.reach.persistent {
                 let deadline = Instant::now() + budget;
                 let theirs = |by: &str| caller.is_none_or(|caller| caller == by);
-                for namespace in self.settings.namespaces.places() {
+                for namespace in self.places() {
                     self.lifecycle.release(namespace, id, &theirs, deadline).await?;
                 }
             }
@@ -342,7 +400,7 @@ impl Connections {
 
     /// Deletes pods wherever they may be, and sees them gone. Gives how many.
     async fn stop_everywhere(&self, selector: &str, which: impl Fn(&Pod) -> bool) -> Result<u32, Refusal> {
-        let places = self.settings.namespaces.places().iter();
+        let places = self.places().iter();
         let stops = places.map(|namespace| self.lifecycle.stop_all(namespace, selector, &which));
         Ok(futures::future::try_join_all(stops).await?.iter().sum())
     }
@@ -365,10 +423,10 @@ impl Connections {
             renewed?;
             terminated = found;
             if complete {
-                let (this, caller, stays) = (self.clone(), caller.clone(), self.settings.pod.mode == Mode::Persistent);
+                let (this, caller, stays) = (self.clone(), caller.clone(), self.reach.persistent);
                 // Apart, so that a slow list never delays a renewal's answer.
                 self.lifecycle.tracker().spawn(async move {
-                    let namespaces = this.settings.namespaces.places();
+                    let namespaces = this.places();
                     this.sweep.run(&this.lifecycle, namespaces, owner, &known, &caller).await;
                     if stays {
                         for namespace in namespaces {
