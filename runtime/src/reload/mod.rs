@@ -85,13 +85,14 @@ impl fmt::Debug for Asked {
 impl Asked {
     /// Cancel safe.
     async fn next(&mut self) {
-        let came = match self {
-            Self::Never => None,
-            Self::Hangup(signal) => signal.recv().await,
-            Self::By(notify) => Some(notify.notified().await),
-        };
-        if came.is_none() {
-            std::future::pending::<()>().await;
+        match self {
+            Self::Never => std::future::pending().await,
+            Self::Hangup(signal) => {
+                if signal.recv().await.is_none() {
+                    std::future::pending::<()>().await;
+                }
+            }
+            Self::By(notify) => notify.notified().await,
         }
     }
 }

@@ -89,7 +89,13 @@ impl World {
     }
 
     fn write(&self, text: &str) {
-        fs::write(self.path("c.yaml"), text.replace("DIR", &self.dir.path().display().to_string())).expect("writes");
+        self.replace("c.yaml", text);
+    }
+
+    /// At once: nothing sees a part of it.
+    fn replace(&self, name: &str, text: &str) {
+        fs::write(self.path("new"), text.replace("DIR", &self.dir.path().display().to_string())).expect("writes");
+        fs::rename(self.path("new"), self.path(name)).expect("renames");
     }
 
     fn count(&self, outcome: Outcome) -> u64 {
@@ -132,10 +138,9 @@ impl World {
 #[tokio::test]
 async fn a_change_is_read_however_it_is_written() {
     let world = World::start("word: one", OFTEN);
-    world.write("word: two");
+    fs::write(world.path("c.yaml"), "word: two").expect("writes");
     world.takes("two", "").await;
-    fs::write(world.path("new"), "word: three").expect("writes");
-    fs::rename(world.path("new"), world.path("c.yaml")).expect("renames");
+    world.write("word: three");
     world.takes("three", "").await;
     // Taken away and written anew: at worst it is refused meanwhile.
     fs::remove_file(world.path("c.yaml")).expect("removes");
@@ -195,9 +200,9 @@ async fn files_that_it_names_belong_to_it() {
     // One that is not there is waited for.
     world.write("{word: two, file: DIR/named}");
     world.counts(Outcome::Refused, 1).await;
-    fs::write(world.path("named"), "first").expect("writes");
+    world.replace("named", "first");
     world.takes("two", "first").await;
-    fs::write(world.path("named"), "second").expect("writes");
+    world.replace("named", "second");
     world.takes("two", "second").await;
     // What it names no more is nobody's.
     world.write("word: three");
