@@ -236,7 +236,7 @@ impl Client {
         let open = v1::Open {
             handle: handle.to_vec().into(),
             session_id: id(session),
-            program: Some(open::Program::Exec(v1::Exec { command: command.to_owned() })),
+            program: Some(open::Program::Exec(v1::Exec { command: command.to_owned(), argv: Vec::new() })),
             stdout_credit: MAX_CREDIT,
             stderr_credit: MAX_CREDIT,
             ..v1::Open::default()

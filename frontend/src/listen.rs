@@ -221,6 +221,7 @@ pub fn describe(listener: &TcpListener) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use podbay_frontend_core::penalties::Costs;
 
     #[test]
     fn counts_who_is_inside() {
@@ -239,6 +240,29 @@ mod tests {
         drop((first, second, third));
         let inside = door.inside();
         assert_eq!((inside.total, inside.unauthenticated, inside.by_address.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn bounds_and_penalties_change_while_people_are_inside() {
+        let startups = Startups { begin: 9, rate: 100, full: 9 };
+        let bounds = |total| Bounds { total, per_address: 9, startups };
+        let costs = |auth_fail| Costs { auth_fail, min: Duration::from_secs(1), ..Costs::default() };
+        let config = |costs| PenaltyConfig { costs, exempt: Vec::new() };
+        let door = Door::new(bounds(2), &config(None));
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let inside = door.enter(ip("10.0.0.1"), 0).expect("room");
+        door.change(bounds(1), &config(None));
+        assert_eq!(door.enter(ip("10.0.0.1"), 0).expect_err("full"), Turned::TooManyConnections);
+        door.change(bounds(2), &config(Some(costs(Duration::from_mins(1)))));
+        door.punish(ip("10.0.0.2"), Offence::AuthFail);
+        assert_eq!(door.enter(ip("10.0.0.2"), 0).expect_err("punished"), Turned::Penalty);
+        // Other costs take nobody's penalty away; none at all do, and having some again brings it back.
+        door.change(bounds(2), &config(Some(costs(Duration::ZERO))));
+        assert_eq!(door.enter(ip("10.0.0.2"), 0).expect_err("punished"), Turned::Penalty);
+        door.change(bounds(2), &config(None));
+        drop(door.enter(ip("10.0.0.2"), 0).expect("room"));
+        drop(inside);
+        assert_eq!(door.inside().total, 0);
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl russh::client::Handler for Shown {
     }
 
     async fn auth_banner(&mut self, banner: &str, _: &mut russh::client::Session) -> Result<(), Self::Error> {
-        self.0.lock().expect("a lock").1 = banner.trim().to_owned();
+        banner.trim().clone_into(&mut self.0.lock().expect("a lock").1);
         Ok(())
     }
 }
@@ -79,7 +79,7 @@ async fn shows(world: &World) -> (String, String, Vec<String>) {
     let mut client = russh::client::connect(config, world.address, Shown(Arc::clone(&shown))).await.expect("connects");
     let answer = client.authenticate_none("alice").await.expect("an answer");
     let russh::client::AuthResult::Failure { remaining_methods, .. } = answer else { panic!("no proof was asked for") };
-    let methods = remaining_methods.iter().map(|method| String::from(method)).collect();
+    let methods = remaining_methods.iter().map(String::from).collect();
     let (key, banner) = shown.lock().expect("a lock").clone();
     (key.expect("a key"), banner, methods)
 }

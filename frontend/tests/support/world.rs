@@ -56,6 +56,9 @@ impl Answered {
     }
 }
 
+/// Puts what a configuration names into its directory.
+type Before<'a> = &'a mut dyn FnMut(&Path);
+
 /// Everything of one test. Dropping it ends the frontend and the backends.
 pub struct World {
     pub address: SocketAddr,
@@ -103,7 +106,7 @@ impl World {
         replicas: usize,
         tls: bool,
         change: impl FnOnce(&mut Config),
-        file: Option<(&str, &mut dyn FnMut(&Path))>,
+        file: Option<(&str, Before<'_>)>,
     ) -> Self {
         if std::env::var_os("RUST_LOG").is_some() {
             podbay_runtime::telemetry::init(&Log::default());
