@@ -101,6 +101,8 @@ impl Asked {
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
+    /// Else another reading would hold something else, or nothing.
+    regular: bool,
     /// Zero: only when asked.
     every: Duration,
     seen: Seen,
@@ -125,8 +127,10 @@ impl Source {
         interpret: impl FnOnce(Document) -> Result<C, Mistakes>,
     ) -> Result<(C, Self), Mistakes> {
         let (seen, config) = read(path, interpret);
+        // One that is not there just now is being replaced.
+        let regular = path.metadata().map_or(true, |meta| meta.is_file());
         let (path, metrics) = (path.to_owned(), ReloadMetrics::default());
-        Ok((config?, Self { path, every: EVERY, seen, asked: Asked::Never, metrics }))
+        Ok((config?, Self { path, regular, every: EVERY, seen, asked: Asked::Never, metrics }))
     }
 
     /// Looked at so often; zero = only when asked.
@@ -161,9 +165,8 @@ impl Source {
 
     /// Reads again and again until `stop`, and gives what is good to `to`. Logs and counts what comes of it.
     pub async fn follow<R: Reload>(self, to: Arc<R>, stop: CancellationToken) {
-        let Self { path, every, seen, mut asked, metrics } = self;
-        // Another reading would hold something else, or nothing.
-        let every = if path.is_file() { every } else { Duration::ZERO };
+        let Self { path, regular, every, seen, mut asked, metrics } = self;
+        let every = if regular { every } else { Duration::ZERO };
         let follower = Follower { path, to, metrics };
         let (mut settling, mut good) = (Settling::new(seen.clone()), seen);
         let mut next = Next::Wait;

@@ -231,30 +231,25 @@ async fn without_an_interval_it_is_read_when_asked() {
     world.ends().await;
 }
 
-#[tokio::test]
-async fn what_is_no_regular_file_is_read_once() {
+#[test]
+fn what_is_no_regular_file_is_not_looked_at_again() {
     let dir = tempfile::tempdir().expect("a directory");
-    fs::write(dir.path().join("real"), "word: one").expect("writes");
-    std::os::unix::fs::symlink("real", dir.path().join("c.yaml")).expect("a link");
-    let (_, source) = Source::read(&dir.path().join("c.yaml"), Words::read).expect("a configuration");
-    fs::remove_file(dir.path().join("real")).expect("removes");
-    fs::create_dir(dir.path().join("real")).expect("a directory");
-    let mut registry = Registry::default();
-    let (asked, stop) = (Arc::<Notify>::default(), CancellationToken::new());
-    let source = source.every(OFTEN).when(Arc::clone(&asked)).counted(&mut registry);
-    let metrics = source.metrics.clone();
-    let task = tokio::spawn(source.follow(Arc::<Taker>::default(), stop.clone()));
-    asked.notify_one();
-    let refused = || metrics.counted(Outcome::Refused);
-    let once = async {
-        while refused() == 0 {
-            sleep(OFTEN).await;
-        }
-    };
-    timeout(PATIENCE, once).await.expect("refused in time");
-    assert_eq!(refused(), 1);
-    stop.cancel();
-    task.await.expect("ends");
+    let pipe = dir.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("runs").success());
+    let writer = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || fs::write(pipe, "word: one").expect("writes")
+    });
+    let (words, source) = Source::read(&pipe, Words::read).expect("a configuration");
+    writer.join().expect("no panic");
+    assert!(words == Words("one".into(), String::new()) && !source.regular);
+    // One that is being replaced at this moment is.
+    fs::write(dir.path().join("c.yaml"), "word: one").expect("writes");
+    let gone = Source::read(&dir.path().join("c.yaml"), |document| {
+        fs::remove_file(dir.path().join("c.yaml")).expect("removes");
+        Words::read(document)
+    });
+    assert!(gone.expect("a configuration").1.regular);
 }
 
 #[test]
