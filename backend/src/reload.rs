@@ -29,6 +29,8 @@ use tokio::{sync::watch, time::timeout};
 #[derive(Debug)]
 pub(crate) struct Fixed {
     connection: Connection,
+    /// The connection's key, and that of its kubeconfig.
+    names: [&'static str; 2],
     ownership: Ownership,
     listen: SocketAddr,
     admin: Option<SocketAddr>,
@@ -44,12 +46,16 @@ impl Fixed {
     /// Taken apart in full: of a new key somebody has to say whether it is fixed.
     pub(crate) fn of(config: &Config) -> Self {
         let Config { settings, webhook: _, grpc, log, warnings: _ } = config;
-        let Settings { connection, pod: _, timeouts: _, ownership, security: _, namespaces: _, base: _, kuberun: _ } =
+        let Settings { connection, pod: _, timeouts: _, ownership, security: _, namespaces: _, base: _, kuberun } =
             settings;
         let Grpc { listen, admin_listen, tls, callers: _, keys, max_connections, drain_timeout: _ } = grpc;
         let Tls { cert, key, client_ca, reload_interval } = tls;
         Self {
             connection: connection.clone(),
+            names: match kuberun {
+                None => ["kubernetes.connection", "kubernetes.connection.kubeconfig"],
+                Some(_) => ["kuberun.connection", "kuberun.connection.kubeconfig"],
+            },
             ownership: ownership.clone(),
             listen: *listen,
             admin: *admin_listen,
@@ -70,7 +76,7 @@ impl Fixed {
             ("grpc.tls", self.files != new.files || self.reload_interval != new.reload_interval),
             ("grpc.maxConnections", self.max_connections != new.max_connections),
             ("grpc.handleKeys", self.keys != new.keys),
-            ("kubernetes.connection", self.connection != new.connection),
+            (new.names[0], self.connection != new.connection),
             ("ownership", self.ownership != new.ownership),
             ("log.format", *format != new.log.format),
             ("log.destination", *destination != new.log.destination),
@@ -111,7 +117,7 @@ impl Reload for Reloading {
         if let Some(kube) = &self.kube {
             let same = kube.renew(&self.fixed.connection, http).await.map_err(|error| error.to_string())?;
             if !same {
-                waiting.push("kubernetes.connection.kubeconfig");
+                waiting.push(self.fixed.names[1]);
             }
         }
 

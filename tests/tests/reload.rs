@@ -118,7 +118,8 @@ fn what_changes_counts_for_new_connections_and_old_ones_keep_theirs() {
         symlink(version, world.state().join("..data_tmp")).expect("a link");
         fs::rename(world.state().join("..data_tmp"), world.state().join("..data")).expect("renames");
     };
-    say_once_more(&world, &["frontend", "backend"], TAKEN, || {
+    say_once_more(&world, &["frontend", "backend", "backend-2"], TAKEN, || {
+        replace(&world, "second.yaml", &second);
         volume("..1", &with_another_user(&config));
         symlink("..data/podbay.yaml", world.state().join("podbay.yaml.new")).expect("a link");
         fs::rename(world.state().join("podbay.yaml.new"), world.state().join("podbay.yaml")).expect("renames");
@@ -149,9 +150,23 @@ fn what_changes_counts_for_new_connections_and_old_ones_keep_theirs() {
 }
 
 #[test]
-fn the_demo_ends_when_its_terminal_hangs_up() {
+fn the_demo_takes_changes_and_ends_in_order_when_its_terminal_hangs_up() {
     let mut world = World::new(Setup::Together);
-    let mut demo = world.take("demo");
-    demo.signal(Signal::SIGHUP);
-    wait_until("it ends", || !demo.is_running());
+    let config = fs::read_to_string(world.state().join("podbay.yaml")).expect("a configuration");
+    let old = Master::start(&world);
+    old.run("echo old", b"").is(0, "old\n", "");
+    replace(&world, "podbay.yaml", &(with_another_user(&config) + "security: {command: {mode: disable}}\n"));
+    wait_until("the policy counts", || world.run("echo new").stderr.contains("exec request failed"));
+    wait_until("the user counts", || {
+        let shell = finish(&mut world.ssh(&["-T", "-o", "User=other"]), b"echo other\n");
+        shell.status.success() && shell.stdout == b"other\n"
+    });
+    old.run("echo still", b"").is(0, "still\n", "");
+    // Shells send one of their own.
+    world.part("demo").signal(Signal::SIGHUP);
+    world.part("demo").signal(Signal::SIGHUP);
+    wait_until("it says so", || world.part("demo").said().contains("ended; nothing is left"));
+    drop(old);
+    world.take("demo").ends();
+    assert!(!world.state().join("podbay.yaml").exists(), "its files are left");
 }

@@ -13,6 +13,7 @@ use podbay_frontend::Parts;
 use podbay_minicluster::{Minicluster, Options};
 use podbay_runtime::{admin::Readiness, reload::Source, shutdown::Shutdown};
 use std::{
+    io::Write as _,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -95,7 +96,7 @@ async fn bind(port: u16, what: &str, flag: &str) -> anyhow::Result<TcpListener> 
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // First, so that a signal from now on ends the demo in order.
-    let shutdown = Shutdown::on_signals()?;
+    let shutdown = Shutdown::on_signals_and_hangup()?;
     let ssh = bind(arguments.ssh_port, "SSH", "--ssh-port").await?;
     let grpc = bind(arguments.grpc_port, "gRPC", "--grpc-port").await?;
     let state = State::prepare(arguments.state_dir.as_deref())?;
@@ -185,6 +186,7 @@ async fn serve(
             }
         }
     }
-    println!("ended; nothing is left");
+    // Where the terminal is gone there is nobody to tell, and that is no failure.
+    let _ = writeln!(std::io::stdout(), "ended; nothing is left");
     Ok(())
 }
