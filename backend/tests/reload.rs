@@ -280,7 +280,7 @@ async fn image_and_policy_are_those_of_the_moment_that_a_connection_was_opened()
     world.reload(&changed, "ok", 1).await;
     let (accepted_now, new) = client.open(2).await.expect("opened");
     assert_eq!(world.pods(), [pod("ns", "first"), pod("ns", "second")]);
-    let seconds = |accepted: &v1::Accepted| accepted.timeouts.clone().and_then(|all| all.pod_start).map(|d| d.seconds);
+    let seconds = |accepted: &v1::Accepted| accepted.timeouts.and_then(|all| all.pod_start).map(|d| d.seconds);
     assert_eq!((seconds(&accepted), seconds(&accepted_now)), (Some(60), Some(41)));
     assert_ne!(accepted.policy, accepted_now.policy);
     assert_eq!(client.run(&old.handle, 1, "no").await, Ok(()));

@@ -9,8 +9,12 @@ use std::{
     path::Path,
     sync::{Arc, Mutex},
 };
-use support::{World, until};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use support::{PATIENCE, World, tls::Files, until, world::AnyServer};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    time::timeout,
+};
 
 const FILE: &str = "
 ssh: {hostkeys: [@DIR@/hostkey], banner: first}
@@ -138,6 +142,64 @@ async fn a_bad_file_changes_nothing_and_is_counted() {
     world.asked.notify_one();
     reloaded(&world, "unchanged", 1).await;
     reloaded(&world, "ok", 0).await;
+}
+
+/// Answers one question with yes: a webhook that only this CA's clients may ask.
+async fn answers_once(listener: &TcpListener, files: &Files) {
+    let tls = podbay_runtime::tls::server(&files.cert, &files.key, Some(&files.ca)).expect("TLS");
+    let (stream, _) = listener.accept().await.expect("accepts");
+    let mut stream = tokio_rustls::TlsAcceptor::from(tls).accept(stream).await.expect("a client of the same CA");
+    let mut text = Vec::new();
+    while !text.ends_with(b"}") {
+        assert!(stream.read_buf(&mut text).await.expect("reads") > 0, "ended early");
+    }
+    let answer = "{\"success\": true}";
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{answer}", answer.len());
+    stream.write_all(answer.as_bytes()).await.expect("writes");
+    let _ = stream.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rotated_certificates_of_a_webhook_are_taken() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let port = listener.local_addr().expect("an address").port();
+    let text = format!(
+        "{FILE}auth:
+  password:
+    method: webhook
+    webhook:
+      {{url: 'https://localhost:{port}', timeout: 1m, authTimeout: 1m, cacert: @DIR@/web-ca, cert: @DIR@/web-cert, key: @DIR@/web-key}}
+"
+    );
+    let made = tempfile::tempdir().expect("a directory");
+    let [first, second] = ["first", "second"].map(|name| {
+        let dir = made.path().join(name);
+        std::fs::create_dir(&dir).expect("a directory");
+        Files::make(&dir)
+    });
+    let puts = |dir: &Path, files: &Files| {
+        for (from, name) in [(&files.ca, "web-ca"), (&files.cert, "web-cert"), (&files.key, "web-key")] {
+            std::fs::copy(from, dir.join("new")).expect("copies");
+            std::fs::rename(dir.join("new"), dir.join(name)).expect("renames");
+        }
+    };
+    let world = World::with_file(&text, |dir| {
+        drop(new_host_key(dir));
+        puts(dir, &first);
+    })
+    .await;
+    let logs_in = async |files: &Files| {
+        let config = Arc::new(russh::client::Config::default());
+        let mut client = russh::client::connect(config, world.address, AnyServer).await.expect("connects");
+        let login = client.authenticate_password("carol", "password");
+        let both = async { tokio::join!(answers_once(&listener, files), login).1 };
+        timeout(PATIENCE, both).await.expect("in time").expect("an answer").success()
+    };
+    assert!(logs_in(&first).await);
+    puts(world.dir.path(), &second);
+    world.asked.notify_one();
+    reloaded(&world, "ok", 1).await;
+    assert!(logs_in(&second).await);
 }
 
 #[test]

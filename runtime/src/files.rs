@@ -33,8 +33,12 @@ impl Seen {
     }
 
     /// The file held this when it was read; `None` = it could not be read. The first time counts: should it have changed until a
-    /// second one, the next look finds it changed.
+    /// second one, the next look finds it changed. What a later look would not read (a pipe, or more than 4 MiB) is not noted.
     pub fn note(&mut self, file: &Path, contents: Option<&[u8]>) {
+        let too_large = contents.is_some_and(|contents| contents.len() as u64 > MOST);
+        if too_large || fs::metadata(file).is_ok_and(|meta| !meta.is_file()) {
+            return;
+        }
         if let Entry::Vacant(entry) = self.0.entry(file.to_owned()) {
             entry.insert(hash(contents));
         }
@@ -114,5 +118,24 @@ mod tests {
         assert_eq!(seen, first);
         assert!(!format!("{seen:?}").contains("secret"));
         assert_ne!(seen, seen.again(), "it can't be read any more");
+    }
+
+    #[test]
+    fn what_no_look_could_compare_is_not_looked_at() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let large = dir.path().join("large");
+        fs::File::create(&large).and_then(|file| file.set_len(MOST + 1)).expect("a file");
+        let mut seen = Seen::default();
+        seen.note(dir.path(), None);
+        seen.note(Path::new("/dev/null"), Some(b""));
+        seen.note(&large, Some(&fs::read(&large).expect("reads")));
+        assert_eq!((seen.files().count(), &seen), (0, &seen.again()));
+        // One that grows beyond it has changed, once.
+        let file = dir.path().join("grows");
+        fs::write(&file, "x").expect("writes");
+        seen.note(&file, Some(b"x"));
+        fs::rename(&large, &file).expect("renames");
+        let later = seen.again();
+        assert!(seen != later && later == later.again());
     }
 }

@@ -6,6 +6,7 @@
 mod files;
 mod found;
 mod list;
+mod reach;
 mod request;
 mod webhook;
 
@@ -15,7 +16,7 @@ pub use request::{Heartbeat, OpenRequest};
 pub use webhook::{Ask, ConfigWebhook};
 
 use crate::{
-    config::{Mode, Namespaces, Persistent, PodConfig, Settings, duration_proto},
+    config::{Mode, Persistent, PodConfig, Settings, duration_proto},
     failure::or_agent_missing,
     handle::{Contents, KeyRing, Target},
     identity::{self, Identity, Marks},
@@ -32,6 +33,7 @@ use podbay::{
     v1::{self, Reason, Refusal},
 };
 use podbay_runtime::webhook::Entry;
+use reach::Reach;
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
@@ -84,36 +86,6 @@ async fn telling<T>(
     }
 }
 
-/// Where connections may be that are open now, those of earlier settings included.
-#[derive(Debug, Clone)]
-struct Reach {
-    namespaces: Namespaces,
-    /// The mode of all of them; `None` = they may differ.
-    mode: Option<Mode>,
-    /// Some may be in pods that stay.
-    persistent: bool,
-}
-
-impl Reach {
-    fn of(settings: &Settings, webhook: bool) -> Self {
-        let mode = settings.pod.mode;
-        Self {
-            namespaces: settings.namespaces.clone(),
-            // The webhook may choose another mode than the file's.
-            mode: Some(mode).filter(|_| !webhook),
-            persistent: mode == Mode::Persistent,
-        }
-    }
-
-    fn and(self, earlier: &Self) -> Self {
-        Self {
-            namespaces: self.namespaces.and(&earlier.namespaces),
-            mode: self.mode.filter(|mode| earlier.mode == Some(*mode)),
-            persistent: self.persistent || earlier.persistent,
-        }
-    }
-}
-
 /// Opens, keeps and closes connections. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Connections {
@@ -142,31 +114,6 @@ impl Connections {
         self.reach = Reach::of(&self.settings, webhook.is_some());
         self.webhook = webhook;
         self
-    }
-
-    /// The same with other settings, for connections that are opened from now on. Those that are open are found, kept and closed as
-    /// before: what they were opened with is in their handles. `lifecycle` is of the same cluster; ownership stays as it is.
-    #[must_use]
-    pub fn changed(
-        &self,
-        lifecycle: Lifecycle,
-        settings: Arc<Settings>,
-        keys: Arc<KeyRing>,
-        webhook: Option<ConfigWebhook>,
-    ) -> Self {
-        self.sweep.spare_at_least(lifecycle.timeouts().pod_start + lifecycle.timeouts().pod_stop);
-        let reach = Reach::of(&settings, webhook.is_some()).and(&self.reach);
-        Self { lifecycle, settings, keys, webhook, reach, ..self.clone() }
-    }
-
-    /// Where pods are looked for: wherever connections may be, those of earlier settings included.
-    pub fn places(&self) -> &[String] {
-        self.reach.namespaces.places()
-    }
-
-    /// Whether pods of this place, of [`Namespaces::places`], are looked for.
-    pub fn looks_in(&self, place: &str) -> bool {
-        self.reach.namespaces.cover(place)
     }
 
     /// The same; files go over these links, which sessions use too.
