@@ -126,10 +126,17 @@ fn what_changes_counts_for_new_connections_and_old_ones_keep_theirs() {
     });
     world.run("echo old").is(0, "old\n", "");
     other("echo anything").is(0, "anything\n", "");
-    let moved =
-        format!("{config}ownership: {{leaseDuration: 77s}}\n").replacen(&format!("\"{admin}\""), "127.0.0.1:1", 1);
+    let tells_more = || world.part("frontend").said().contains(" DEBUG podbay_frontend");
+    let by_level = std::env::var_os("RUST_LOG").is_none();
+    assert!(!by_level || !tells_more());
+    let moved = format!("{config}ownership: {{leaseDuration: 77s}}\nlog: {{level: debug}}\n").replacen(
+        &format!("\"{admin}\""),
+        "127.0.0.1:1",
+        1,
+    );
     say_once_more(&world, &["frontend", "backend"], TAKEN, || volume("..2", &moved));
     let denied = other("echo gone");
+    wait_until("its log tells more", || !by_level || tells_more());
     assert!(denied.status.code() == Some(255) && denied.stderr.contains("Permission denied"), "{denied:?}");
     for (part, key) in [("frontend", "frontend.admin"), ("backend", "ownership")] {
         let told = format!("{key} was changed, which needs a restart");
