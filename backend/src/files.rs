@@ -7,9 +7,11 @@ use podbay_runtime::{
     tls::{self, TlsError},
 };
 
-/// Records what stands against serving with these files.
+/// Notes the files, and records what stands against serving with these files.
 pub(crate) fn check(config: &Config, root: &Section) {
     let files = &config.grpc.tls;
+    root.names_files([&files.cert, &files.key, &files.client_ca]);
+    root.names_files(kubernetes::files(&config.settings.connection));
     if let Err(error) = tls::server(&files.cert, &files.key, Some(&files.client_ca)) {
         let key = match &error {
             TlsError::File { path, .. } if *path == files.client_ca => "clientCAFile",

@@ -9,6 +9,7 @@ mod io;
 pub mod kubernetes;
 pub mod metrics;
 mod process;
+mod reload;
 mod service;
 
 pub use callers::{Caller, Callers, Rule};

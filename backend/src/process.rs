@@ -6,7 +6,8 @@ use crate::{
     io::Peer,
     kubernetes::{ConnectError, KubeCluster},
     metrics::{KubernetesMetrics, ServiceMetrics},
-    service::Service,
+    reload::{Fixed, Reloading},
+    service::{Live, Service},
 };
 use futures::{Stream, StreamExt as _};
 use podbay::{
@@ -19,11 +20,12 @@ use podbay_backend_core::{
     connections::Connections,
     handle::{KeyError, KeyRing},
     lifecycle::Lifecycle,
-    ownership::{Leases, Reaper},
+    ownership::{Leases, Reaper, Scope},
     session::{Sessions, Stopping},
 };
 use podbay_runtime::{
     admin::{self, Readiness},
+    reload::Source,
     shutdown::Shutdown,
     tls::{self, Followed, Refused, TlsError},
 };
@@ -83,6 +85,7 @@ pub enum RunError {
 /// Where it can't begin, or its server fails.
 pub async fn run(
     config: Config,
+    source: Option<Source>,
     listener: TcpListener,
     admin: Option<TcpListener>,
     shutdown: Shutdown,
@@ -91,7 +94,14 @@ pub async fn run(
     let metrics = KubernetesMetrics::new(&mut registry);
     let http = config.settings.timeouts.http;
     let cluster = Arc::new(KubeCluster::new(&config.settings.connection, http, metrics).await?);
-    Box::pin(run_on(cluster, config, registry, listener, admin, shutdown)).await
+    let on = On { cluster: Arc::clone(&cluster) as Arc<dyn Cluster>, kube: Some(cluster) };
+    Box::pin(serve(on, config, source, registry, listener, admin, shutdown)).await
+}
+
+/// The cluster, and as what it can have new clients.
+struct On {
+    cluster: Arc<dyn Cluster>,
+    kube: Option<Arc<KubeCluster>>,
 }
 
 /// The same on a given cluster.
@@ -101,11 +111,25 @@ pub async fn run(
 pub async fn run_on(
     cluster: Arc<dyn Cluster>,
     config: Config,
+    source: Option<Source>,
+    registry: Registry,
+    listener: TcpListener,
+    admin: Option<TcpListener>,
+    shutdown: Shutdown,
+) -> Result<(), RunError> {
+    Box::pin(serve(On { cluster, kube: None }, config, source, registry, listener, admin, shutdown)).await
+}
+
+async fn serve(
+    On { cluster, kube }: On,
+    config: Config,
+    source: Option<Source>,
     mut registry: Registry,
     listener: TcpListener,
     admin: Option<TcpListener>,
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
+    let fixed = Fixed::of(&config);
     let Config { settings, webhook, grpc, .. } = config;
     let tls = Followed::server(grpc.tls.cert, grpc.tls.key, Some(grpc.tls.client_ca))?;
     let keys = if let Some(keys) = grpc.keys {
@@ -122,8 +146,7 @@ pub async fn run_on(
     let lifecycle = Lifecycle::new(Arc::clone(&cluster), settings.timeouts, background.clone());
     let leases = Leases::new(Arc::clone(&cluster), settings.ownership.clone());
     let namespace = settings.pod.namespace().to_owned();
-    let pod_stop = settings.timeouts.pod_stop;
-    let namespaces = settings.namespaces.clone();
+    let namespaces = settings.namespaces.places().to_vec();
     let idle_timeout = settings.pod.persistent.as_ref().and_then(|which| which.idle_timeout);
     warn_of_shared(&settings);
     let sessions = Sessions::new(lifecycle.clone(), leases.clone());
@@ -136,7 +159,9 @@ pub async fn run_on(
         streams: TaskTracker::new(),
         stopping: Stopping::default(),
         draining: Arc::default(),
+        drain_timeout: grpc.drain_timeout,
     };
+    let live = Live::new(service.clone());
 
     let mut helpers = JoinSet::new();
     let stop = CancellationToken::new();
@@ -144,12 +169,18 @@ pub async fn run_on(
     let (reporter, health) = tonic_health::server::health_reporter();
     tell_serving(&reporter, true).await;
     helpers.spawn(watch_kubernetes(reporter.clone(), Arc::clone(&cluster), stop.clone()));
-    let reaper = Reaper::new(lifecycle, leases, namespace).everywhere(&namespaces).idle_timeout(idle_timeout);
+    let scope = watch::Sender::new(Scope { lifecycle: lifecycle.clone(), namespaces, idle_timeout });
+    let reaper = Reaper::new(lifecycle, leases, namespace).following(scope.subscribe());
     helpers.spawn(count_reaped(reaper.deleted(), metrics.clone()));
     helpers.spawn(reaper.run(stop.clone()));
     let counted = metrics.clone();
     let reloaded = move |good| counted.reloaded(good);
     helpers.spawn(Arc::clone(&tls).follow(grpc.tls.reload_interval, stop.clone(), reloaded));
+    if let Some(source) = source {
+        let source = source.counted(&mut registry);
+        let reloading = Reloading { fixed, live: live.clone(), scope, tls: Arc::clone(&tls), kube };
+        helpers.spawn(source.follow(Arc::new(reloading), stop.clone()));
+    }
     let readiness = Readiness::default();
     let mut admin_server = JoinSet::new();
     if let Some(listener) = admin {
@@ -171,9 +202,9 @@ pub async fn run_on(
         .add_service(health)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .add_service(ConnectionServiceServer::new(service.clone()))
+        .add_service(ConnectionServiceServer::new(live.clone()))
         .add_service(
-            SessionServiceServer::new(service.clone())
+            SessionServiceServer::new(live.clone())
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
         )
@@ -191,12 +222,13 @@ pub async fn run_on(
         // Sessions of programs that outlive their streams go elsewhere; the others run on.
         service.stopping.moving.cancel();
         service.streams.close();
-        if timeout(grpc.drain_timeout, service.streams.wait()).await.is_err() {
+        if timeout(live.now().drain_timeout, service.streams.wait()).await.is_err() {
             tracing::warn!(sessions = service.streams.len(), "sessions are cut: grpc.drainTimeout is over");
         }
         service.stopping.cut.cancel();
         let _ = timeout(FAREWELL, service.streams.wait()).await;
         background.close();
+        let pod_stop = live.now().connections.lifecycle().timeouts().pod_stop;
         if timeout(pod_stop, background.wait()).await.is_err() {
             tracing::warn!(left = background.len(), "deletions of pods are left to the reaper of another replica");
         }
@@ -224,7 +256,7 @@ pub async fn run_on(
 }
 
 /// A pod of one name for all is what a configuration server may want, and else rarely what was meant.
-fn warn_of_shared(settings: &Settings) {
+pub(crate) fn warn_of_shared(settings: &Settings) {
     if let Some(Persistent { name: NameTemplate::Fixed(name), .. }) = &settings.pod.persistent {
         tracing::warn!(
             pod = name,

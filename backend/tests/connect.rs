@@ -65,8 +65,9 @@ impl World {
     /// `{host}` and `{NAME}` become the address and the path of a file; `{=NAME}` its text.
     fn keys(&self, text: &str) -> String {
         let mut text = text.replace("{host}", &format!("\"{}\"", self.minicluster.address()));
-        for name in ["ca", "cert", "key", "token", "stale"] {
-            let content = std::fs::read_to_string(self.path(name)).expect("reads");
+        for name in ["ca", "cert", "key", "token", "stale", "client-cert", "client-key", "kubeconfig"] {
+            // Not every test has all of them.
+            let Ok(content) = std::fs::read_to_string(self.path(name)) else { continue };
             text = text.replace(&format!("{{{name}}}"), &format!("\"{}\"", self.path(name).display()));
             text = text.replace(&format!("{{={name}}}"), &Value::String(content.trim_end().to_owned()).to_string());
         }
@@ -161,6 +162,38 @@ async fn a_rotated_token_counts_without_a_restart() {
     works(&cluster, "the last token").await;
     world.write("stale", "wrong");
     becomes(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rotated_certificates_and_kubeconfigs_count_after_a_renewal_and_another_server_does_not() {
+    let (world, other) = (World::new().await, World::new().await);
+    // What another cluster's CA has signed, which is nobody here; in files that others replace, as cert-manager does.
+    for (name, from) in [("client-cert", "cert"), ("client-key", "key")] {
+        std::fs::copy(other.path(from), world.path(name)).expect("copies");
+    }
+    let keys = "host: {host}, cacertFile: {ca}, certFile: {client-cert}, keyFile: {client-key}";
+    let (cluster, connection) = (world.cluster(keys).await, support::connection(&world.keys(keys)));
+    cluster.ping().await.expect_err("a stranger's certificate");
+    for (name, from) in [("client-cert", "cert"), ("client-key", "key")] {
+        std::fs::copy(world.path(from), world.path("new")).expect("copies");
+        std::fs::rename(world.path("new"), world.path(name)).expect("renames");
+    }
+    cluster.ping().await.expect_err("the files are not read yet");
+    let http = Duration::from_secs(9);
+    assert!(cluster.renew(&connection, http).await.expect("renewed"));
+    works(&cluster, "the new certificate").await;
+    // What can't be used changes nothing.
+    world.write("client-key", "nonsense");
+    cluster.renew(&connection, http).await.expect_err("no key");
+    works(&cluster, "the last certificate").await;
+
+    world.write("kubeconfig", world.minicluster.kubeconfig());
+    let keys = "kubeconfig: {kubeconfig}";
+    let (cluster, connection) = (world.cluster(keys).await, support::connection(&world.keys(keys)));
+    assert!(cluster.renew(&connection, http).await.expect("renewed"));
+    world.write("kubeconfig", other.minicluster.kubeconfig());
+    assert!(!cluster.renew(&connection, http).await.expect("renewed"), "another server");
+    works(&cluster, "where its pods are").await;
 }
 
 /// What a plain HTTP server is asked: the heads of its requests.

@@ -120,6 +120,7 @@ grpc:
         let run = run_on(
             Arc::new(self.cluster.clone()),
             self.config(mode),
+            None,
             Registry::default(),
             listener,
             Some(admin),

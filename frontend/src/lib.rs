@@ -10,6 +10,7 @@ mod containerssh;
 mod hostkey;
 mod listen;
 pub mod metrics;
+mod reload;
 mod server;
 mod session;
 mod ssh;

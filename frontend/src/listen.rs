@@ -1,6 +1,13 @@
 //! The front door: accepting, and turning away before anything is spent.
 
-use crate::{auth::Network, config::PenaltyConfig, metrics::Turned, server::Server, ssh};
+use crate::{
+    auth::Network,
+    config::{FrontendConfig, PenaltyConfig},
+    metrics::Turned,
+    server::Server,
+    ssh,
+};
+use arc_swap::ArcSwap;
 use podbay_frontend_core::{
     Startups,
     penalties::{Offence, Penalties},
@@ -63,10 +70,24 @@ pub struct Bounds {
     pub startups: Startups,
 }
 
-/// What failures cost, and whom they don't.
+impl Bounds {
+    /// As configured.
+    pub fn of(config: &FrontendConfig) -> Self {
+        Self {
+            total: config.max_connections,
+            per_address: config.max_connections_per_address,
+            startups: config.startups,
+        }
+    }
+}
+
+/// What counts for who comes now.
 #[derive(Debug)]
-struct Register {
-    penalties: Mutex<Penalties>,
+struct Rules {
+    bounds: Bounds,
+    /// Failures cost something.
+    punishing: bool,
+    /// Whom they cost nothing.
     exempt: Vec<Network>,
 }
 
@@ -80,9 +101,9 @@ struct Inside {
 /// Counts who is inside.
 #[derive(Debug, Clone)]
 pub struct Door {
-    bounds: Bounds,
+    rules: Arc<ArcSwap<Rules>>,
     inside: Arc<Mutex<Inside>>,
-    register: Option<Arc<Register>>,
+    penalties: Arc<Mutex<Penalties>>,
 }
 
 /// A place inside; given back when dropped.
@@ -93,20 +114,33 @@ pub struct Permit {
     unauthenticated: bool,
 }
 
+impl Rules {
+    fn new(bounds: Bounds, penalties: &PenaltyConfig) -> Self {
+        Self { bounds, punishing: penalties.costs.is_some(), exempt: penalties.exempt.clone() }
+    }
+}
+
 impl Door {
     /// Nobody is inside.
     pub fn new(bounds: Bounds, penalties: &PenaltyConfig) -> Self {
-        let register = penalties.costs.clone().map(|costs| {
-            Arc::new(Register { penalties: Mutex::new(Penalties::new(costs)), exempt: penalties.exempt.clone() })
-        });
-        Self { bounds, inside: Arc::default(), register }
+        let register = Penalties::new(penalties.costs.clone().unwrap_or_default());
+        let rules = Arc::new(ArcSwap::from_pointee(Rules::new(bounds, penalties)));
+        Self { rules, inside: Arc::default(), penalties: Arc::new(Mutex::new(register)) }
+    }
+
+    /// From now on these count. Who is inside stays, and penalties go on.
+    pub fn change(&self, bounds: Bounds, penalties: &PenaltyConfig) {
+        if let Some(costs) = penalties.costs.clone() {
+            self.penalties.lock().unwrap_or_else(PoisonError::into_inner).change(costs);
+        }
+        self.rules.store(Arc::new(Rules::new(bounds, penalties)));
     }
 
     /// The penalties, where the address can have one.
     fn penalties(&self, address: IpAddr) -> Option<MutexGuard<'_, Penalties>> {
-        let register = self.register.as_ref()?;
-        let exempt = register.exempt.iter().any(|network| network.contains(address));
-        (!exempt).then(|| register.penalties.lock().unwrap_or_else(PoisonError::into_inner))
+        let rules = self.rules.load();
+        let exempt = !rules.punishing || rules.exempt.iter().any(|network| network.contains(address));
+        (!exempt).then(|| self.penalties.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A peer from there did wrong.
@@ -126,15 +160,16 @@ impl Door {
             return Err(Turned::Penalty);
         }
         let address = network(address);
+        let bounds = self.rules.load().bounds;
         let mut inside = self.inside();
         let there = inside.by_address.get(&address).copied().unwrap_or_default();
-        if inside.total >= self.bounds.total {
+        if inside.total >= bounds.total {
             return Err(Turned::TooManyConnections);
         }
-        if there >= self.bounds.per_address {
+        if there >= bounds.per_address {
             return Err(Turned::TooManyFromAddress);
         }
-        if self.bounds.startups.refuses(inside.unauthenticated, dice) {
+        if bounds.startups.refuses(inside.unauthenticated, dice) {
             return Err(Turned::TooManyStartups);
         }
         inside.total += 1;
@@ -186,6 +221,7 @@ pub fn describe(listener: &TcpListener) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use podbay_frontend_core::penalties::Costs;
 
     #[test]
     fn counts_who_is_inside() {
@@ -204,6 +240,29 @@ mod tests {
         drop((first, second, third));
         let inside = door.inside();
         assert_eq!((inside.total, inside.unauthenticated, inside.by_address.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn bounds_and_penalties_change_while_people_are_inside() {
+        let startups = Startups { begin: 9, rate: 100, full: 9 };
+        let bounds = |total| Bounds { total, per_address: 9, startups };
+        let costs = |auth_fail| Costs { auth_fail, min: Duration::from_secs(1), ..Costs::default() };
+        let config = |costs| PenaltyConfig { costs, exempt: Vec::new() };
+        let door = Door::new(bounds(2), &config(None));
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let inside = door.enter(ip("10.0.0.1"), 0).expect("room");
+        door.change(bounds(1), &config(None));
+        assert_eq!(door.enter(ip("10.0.0.1"), 0).expect_err("full"), Turned::TooManyConnections);
+        door.change(bounds(2), &config(Some(costs(Duration::from_mins(1)))));
+        door.punish(ip("10.0.0.2"), Offence::AuthFail);
+        assert_eq!(door.enter(ip("10.0.0.2"), 0).expect_err("punished"), Turned::Penalty);
+        // Other costs take nobody's penalty away; none at all do, and having some again brings it back.
+        door.change(bounds(2), &config(Some(costs(Duration::ZERO))));
+        assert_eq!(door.enter(ip("10.0.0.2"), 0).expect_err("punished"), Turned::Penalty);
+        door.change(bounds(2), &config(None));
+        drop(door.enter(ip("10.0.0.2"), 0).expect("room"));
+        drop(inside);
+        assert_eq!(door.inside().total, 0);
     }
 
     #[test]

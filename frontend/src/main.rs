@@ -4,12 +4,12 @@ use clap::Parser;
 use podbay_frontend::{Config, Metrics, Parts, run};
 use podbay_runtime::{
     admin::{self, Readiness},
-    config::Document,
+    reload::{Source, interval},
     shutdown::Shutdown,
     telemetry,
 };
 use prometheus_client::registry::Registry;
-use std::{error::Error, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{error::Error, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, task::JoinSet};
 
 /// The SSH frontend of Podbay.
@@ -22,13 +22,16 @@ struct Arguments {
     /// Only read the configuration and say what is wrong with it.
     #[arg(long)]
     check: bool,
+    /// How often the configuration and the files that it names are looked at for changes; 0 = only on SIGHUP.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval)]
+    reload_interval: Duration,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let config = match Document::read(&arguments.config).and_then(Config::from_document) {
-        Ok(config) => config,
+    let (config, source) = match Source::read(&arguments.config, Config::from_document) {
+        Ok(read) => read,
         Err(mistakes) => {
             eprintln!("{mistakes}");
             return ExitCode::from(2);
@@ -42,7 +45,7 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     telemetry::init(&config.log);
-    match serve(config).await {
+    match serve(config, source.every(arguments.reload_interval)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("podbay-frontend: {error}");
@@ -51,10 +54,12 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn serve(config: Config) -> Result<(), Box<dyn Error>> {
+async fn serve(config: Config, source: Source) -> Result<(), Box<dyn Error>> {
     let shutdown = Shutdown::on_signals()?;
+    let source = source.on_hangup()?;
     let listener = bind(config.ssh.listen).await?;
     let mut registry = Registry::default();
+    let source = source.counted(&mut registry);
     let metrics = Metrics::new(&mut registry);
     let readiness = Readiness::default();
     let (registry, hard) = (Arc::new(registry), shutdown.hard.clone());
@@ -71,7 +76,7 @@ async fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     if let Some(address) = config.operations.health {
         served.spawn(admin::serve_health(bind(address).await?, readiness.clone(), hard));
     }
-    let parts = Parts { metrics: Some(metrics), readiness, shutdown, backend: None };
+    let parts = Parts { metrics: Some(metrics), readiness, shutdown, backend: None, source: Some(source) };
     Ok(run(config, listener, parts).await?)
 }
 

@@ -6,9 +6,11 @@ use crate::{
     hostkey::{self, HostKeyError},
     listen::{self, Bounds, Door},
     metrics::Metrics,
+    reload::Reloading,
     ssh::{Conn, russh_config},
 };
-use podbay_runtime::{admin::Readiness, shutdown::Shutdown, webhook::Facts};
+use arc_swap::ArcSwap;
+use podbay_runtime::{admin::Readiness, reload::Source, shutdown::Shutdown, webhook::Facts};
 use prometheus_client::registry::Registry;
 use std::{
     convert::Infallible,
@@ -37,12 +39,35 @@ pub struct Parts {
     pub readiness: Readiness,
     /// When to end.
     pub shutdown: Shutdown,
+    /// Where the configuration came from; absent = it stays as it is.
+    pub source: Option<Source>,
+}
+
+/// What counts for connections that begin now.
+pub(crate) struct Current {
+    pub(crate) config: Arc<Config>,
+    pub(crate) russh: Arc<russh::server::Config>,
+}
+
+impl Current {
+    /// # Errors
+    /// No host key.
+    pub(crate) fn new(config: Config) -> Result<Arc<Self>, HostKeyError> {
+        let keys = match &config.ssh.host_keys {
+            HostKeys::Given(keys) => keys.clone(),
+            HostKeys::Kept => vec![hostkey::kept(&config.frontend.state_dir)?],
+        };
+        let russh = Arc::new(russh_config(&config.ssh, keys, config.auth.methods(&config.users)));
+        for warning in &config.auth.warnings {
+            warn!("{warning}");
+        }
+        Ok(Arc::new(Self { config: Arc::new(config), russh }))
+    }
 }
 
 /// What all connections share.
 pub struct Server {
-    pub(crate) config: Config,
-    pub(crate) russh: Arc<russh::server::Config>,
+    current: ArcSwap<Current>,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) owner: Arc<Owner>,
     pub(crate) metrics: Metrics,
@@ -67,33 +92,32 @@ impl fmt::Debug for Server {
 
 impl Server {
     fn new(config: Config, backend: Arc<dyn Backend>, metrics: Metrics) -> Result<Arc<Self>, HostKeyError> {
-        let keys = match &config.ssh.host_keys {
-            HostKeys::Given(keys) => keys.clone(),
-            HostKeys::Kept => vec![hostkey::kept(&config.frontend.state_dir)?],
-        };
-        let russh = Arc::new(russh_config(&config.ssh, keys, config.auth.methods(&config.users)));
-        for warning in &config.auth.warnings {
-            warn!("{warning}");
-        }
-        let bounds = Bounds {
-            total: config.frontend.max_connections,
-            per_address: config.frontend.max_connections_per_address,
-            startups: config.frontend.startups,
-        };
+        let current = Current::new(config)?;
+        let door = Door::new(Bounds::of(&current.config.frontend), &current.config.ssh.penalties);
         Ok(Arc::new(Self {
-            russh,
+            current: ArcSwap::new(current),
             backend,
             owner: Owner::new(),
             metrics,
-            door: Door::new(bounds, &config.ssh.penalties),
+            door,
             connections: TaskTracker::new(),
             logins: TaskTracker::new(),
             notice: watch::Sender::new(None),
             end_all: watch::Sender::new(None),
             queued: AtomicUsize::new(0),
             stuck: AtomicUsize::new(0),
-            config,
         }))
+    }
+
+    /// What counts for connections that begin now; those that are there keep theirs ([`Conn::config`]).
+    pub(crate) fn current(&self) -> Arc<Current> {
+        self.current.load_full()
+    }
+
+    /// From now on this counts.
+    pub(crate) fn change(&self, current: Arc<Current>) {
+        self.door.change(Bounds::of(&current.config.frontend), &current.config.ssh.penalties);
+        self.current.store(current);
     }
 
     /// Whether all connections are being ended.
@@ -110,7 +134,7 @@ impl Server {
             version: conn.version.get().cloned().unwrap_or_default(),
             port: conn.port,
             remote: conn.remote.to_string(),
-            accept_timeout: self.config.frontend.accept_timeout,
+            accept_timeout: conn.config.frontend.accept_timeout,
             phase: conn.phase.clone(),
             gone: conn.gone.clone(),
             ended: conn.ended.clone(),
@@ -135,7 +159,7 @@ impl Server {
 
     /// Whether all connections together hold more input than they should.
     pub(crate) fn short_of_memory(&self) -> bool {
-        self.queued.load(Ordering::Relaxed) > self.config.frontend.max_queued_input
+        self.queued.load(Ordering::Relaxed) > self.current.load().config.frontend.max_queued_input
     }
 
     /// Returns when all connections are to end, with the text for them.
@@ -178,6 +202,10 @@ pub async fn run(config: Config, listener: TcpListener, parts: Parts) -> Result<
         (Arc::clone(&pool) as Arc<dyn Backend>, Some(pool))
     };
     let server = Server::new(config, backend, metrics)?;
+    if let Some(source) = parts.source {
+        let reloading = Arc::new(Reloading::new(&server));
+        tracker.spawn(source.follow(reloading, stop.clone()));
+    }
     tracker.spawn(Arc::clone(&server.owner).run(Arc::clone(&server.backend), stop.clone()));
     finish_after(server, Tasks { tracker, stop, pool }, listener, parts.readiness, parts.shutdown).await;
     Ok(())
@@ -213,13 +241,13 @@ async fn finish_after(
         pool.resolve().await;
         tasks.tracker.spawn(Arc::clone(pool).keep_resolving(tasks.stop.clone()));
     }
-    info!(address = listen::describe(&listener), users = server.config.users.len(), "serving SSH");
+    info!(address = listen::describe(&listener), users = server.current().config.users.len(), "serving SSH");
     tokio::select! {
         () = listen::accept(Arc::clone(&server), listener, shutdown.soft.clone()) => {}
         never = follow(tasks.pool.as_deref(), &readiness) => match never {},
     }
     readiness.set(false);
-    let drain = server.config.frontend.drain_timeout;
+    let drain = server.current().config.frontend.drain_timeout;
     info!(connections = server.connections.len(), ?drain, "shutting down");
     server.connections.close();
     let text = format!("the server is shutting down; this session ends in {} s at the latest", drain.as_secs());

@@ -3,6 +3,8 @@
 
 pub mod admin;
 pub mod config;
+pub mod files;
+pub mod reload;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

@@ -38,4 +38,21 @@ impl Shutdown {
         });
         Ok(shutdown)
     }
+
+    /// The same for a program in the foreground: SIGHUP, which says that its terminal is gone, asks too. However often it comes (shells send
+    /// one of their own), it does not cut.
+    ///
+    /// # Errors
+    /// As [`Self::on_signals`].
+    pub fn on_signals_and_hangup() -> std::io::Result<Self> {
+        let mut hangup = signal(SignalKind::hangup())?;
+        let shutdown = Self::on_signals()?;
+        let soft = shutdown.soft.clone();
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                soft.cancel();
+            }
+        });
+        Ok(shutdown)
+    }
 }

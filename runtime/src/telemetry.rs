@@ -1,9 +1,9 @@
 //! Logs: levels and formats. (Metrics are each process's own; [`crate::admin`] serves them.)
 
 use crate::config::{Section, TextOrNumber};
-use std::io::IsTerminal as _;
+use std::{io::IsTerminal as _, sync::OnceLock};
 use tracing_subscriber::{
-    EnvFilter, filter::LevelFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter, Registry, filter::LevelFilter, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
 };
 
 /// How log lines look.
@@ -97,9 +97,7 @@ fn has_levels(directives: &str) -> bool {
 
 /// Sends this process's log where it shall go. `RUST_LOG` overrides the level. A second call does nothing.
 pub fn init(log: &Log) {
-    let filter = EnvFilter::try_from_default_env()
-        .or_else(|_| EnvFilter::try_new(&log.level))
-        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, handle) = reload::Layer::new(filter(log));
     let registry = tracing_subscriber::registry().with(filter);
     let lines = fmt::layer();
     let done = match (log.format, log.destination) {
@@ -114,7 +112,24 @@ pub fn init(log: &Log) {
         }
         (Format::Json, Destination::Stdout) => registry.with(lines.json().flatten_event(true)).try_init(),
     };
-    drop(done);
+    if done.is_ok() {
+        drop(FILTER.set(handle));
+    }
+}
+
+/// The filter of this process's log, where [`init`] has made one.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+fn filter(log: &Log) -> EnvFilter {
+    EnvFilter::try_from_default_env()
+        .or_else(|_| EnvFilter::try_new(&log.level))
+        .unwrap_or_else(|_| EnvFilter::new("info"))
+}
+
+/// Changes the level of this process's log, unless `RUST_LOG` has set it. Format and destination stay.
+pub fn set_level(log: &Log) {
+    // Without a filter there is no log of ours to change.
+    let _ = FILTER.get().map(|handle| handle.reload(filter(log)));
 }
 
 #[cfg(test)]

@@ -42,6 +42,8 @@ pub(super) struct Clients {
     pub unary: Client,
     /// For exec and attach: a write may wait as long as the program doesn't read.
     pub streams: Client,
+    /// Where they go.
+    pub server: http::Uri,
 }
 
 /// Reads the files and makes the clients; connects to nothing yet.
@@ -61,7 +63,8 @@ pub(super) async fn clients(connection: &Connection) -> Result<Clients, ConnectE
     };
     let agent = concat!("podbay/", env!("CARGO_PKG_VERSION"));
     config.headers.push((USER_AGENT, HeaderValue::from_static(agent)));
-    Ok(Clients { unary: client(&config, token.as_ref())?, streams: client(&config, token.as_ref())? })
+    let (unary, streams) = (client(&config, token.as_ref())?, client(&config, token.as_ref())?);
+    Ok(Clients { unary, streams, server: config.cluster_url })
 }
 
 /// No timeouts but for connecting: the caller brings those. No retries either: what may be repeated is decided by whoever asks, and

@@ -7,7 +7,22 @@ use kube::{
 };
 use podbay_backend_core::config::{Connection, Pem};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Those that are read when the clients are made. (`cacertFile` is read as it changes by kube, `bearerTokenFile` by ourselves.)
+pub(crate) fn files(connection: &Connection) -> Vec<&PathBuf> {
+    match connection {
+        Connection::InCluster => Vec::new(),
+        Connection::Kubeconfig { file, .. } => vec![file],
+        Connection::Explicit(explicit) => [&explicit.cert, &explicit.key]
+            .into_iter()
+            .filter_map(|pem| match pem {
+                Some(Pem::File(path)) => Some(path),
+                Some(Pem::Inline(_)) | None => None,
+            })
+            .collect(),
+    }
+}
 
 /// What is wrong, by key.
 pub(crate) fn problems(connection: &Connection) -> Vec<(&'static str, String)> {

@@ -13,9 +13,10 @@ mod token;
 mod watch;
 
 pub use connect::ConnectError;
-pub(crate) use files::problems;
+pub(crate) use files::{files, problems};
 
 use crate::metrics::KubernetesMetrics;
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use connect::Clients;
 use error::cluster_error;
@@ -55,9 +56,15 @@ fn delete_params(pod: &PodRef, grace: Option<Duration>) -> DeleteParams {
 
 /// A Kubernetes cluster. Its tasks (watches, exec streams) end when their consumers drop what they were given.
 pub struct KubeCluster {
+    ways: ArcSwap<Ways>,
+    tasks: TaskTracker,
+}
+
+/// The clients of the moment. What is under way goes on with those that it began with.
+struct Ways {
     unary: Unary,
     streams: Client,
-    tasks: TaskTracker,
+    server: http::Uri,
 }
 
 impl fmt::Debug for KubeCluster {
@@ -106,13 +113,32 @@ impl KubeCluster {
         http: Duration,
         metrics: KubernetesMetrics,
     ) -> Result<Self, ConnectError> {
-        let Clients { unary, streams } = connect::clients(connection).await?;
+        let Clients { unary, streams, server } = connect::clients(connection).await?;
         let rate = match connection {
             Connection::Explicit(explicit) => Some((explicit.qps, explicit.burst)),
             Connection::InCluster | Connection::Kubeconfig { .. } => None,
         };
         let unary = Unary { client: unary, http, limit: Arc::new(Limit::new(rate)), metrics };
-        Ok(Self { unary, streams, tasks: TaskTracker::new() })
+        Ok(Self { ways: ArcSwap::from_pointee(Ways { unary, streams, server }), tasks: TaskTracker::new() })
+    }
+
+    fn ways(&self) -> Arc<Ways> {
+        self.ways.load_full()
+    }
+
+    /// Reads the files of the same connection again, and makes new clients for requests from now on, with this bound. Says whether they are
+    /// of the same server: where a kubeconfig names another one, the old clients stay, for pods are where they are.
+    ///
+    /// # Errors
+    /// Where a file can't be used; nothing has changed then.
+    pub async fn renew(&self, connection: &Connection, http: Duration) -> Result<bool, ConnectError> {
+        let Clients { unary, streams, server } = connect::clients(connection).await?;
+        let old = self.ways();
+        let same = server == old.server;
+        let (client, streams) = if same { (unary, streams) } else { (old.unary.client.clone(), old.streams.clone()) };
+        let unary = Unary { client, http, limit: Arc::clone(&old.unary.limit), metrics: old.unary.metrics.clone() };
+        self.ways.store(Arc::new(Ways { unary, streams, server: old.server.clone() }));
+        Ok(same)
     }
 
     /// Tasks that run now: two per exec or attach, one per watch. For tests and the curious.
@@ -121,11 +147,11 @@ impl KubeCluster {
     }
 
     fn pods(&self, namespace: &str) -> Api<Pod> {
-        Api::namespaced(self.unary.client.clone(), namespace)
+        Api::namespaced(self.ways().unary.client.clone(), namespace)
     }
 
     fn leases(&self, namespace: &str) -> Api<Lease> {
-        Api::namespaced(self.unary.client.clone(), namespace)
+        Api::namespaced(self.ways().unary.client.clone(), namespace)
     }
 
     async fn list<K>(&self, verb: &'static str, api: &Api<K>, mut params: ListParams) -> Result<Vec<K>, ClusterError>
@@ -135,7 +161,7 @@ impl KubeCluster {
         params.limit = Some(PAGE);
         let mut all = Vec::new();
         loop {
-            let page = self.unary.run(verb, api.list(&params)).await?;
+            let page = self.ways().unary.run(verb, api.list(&params)).await?;
             all.extend(page.items);
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
@@ -157,17 +183,17 @@ fn place(metadata: &ObjectMeta) -> Result<(&str, &str), ClusterError> {
 impl Cluster for KubeCluster {
     async fn create_pod(&self, pod: &Pod) -> Result<Pod, ClusterError> {
         let (namespace, _) = place(&pod.metadata)?;
-        self.unary.run("create_pod", self.pods(namespace).create(&PostParams::default(), pod)).await
+        self.ways().unary.run("create_pod", self.pods(namespace).create(&PostParams::default(), pod)).await
     }
 
     async fn try_pod(&self, pod: &Pod) -> Result<Pod, ClusterError> {
         let (namespace, _) = place(&pod.metadata)?;
         let params = PostParams { dry_run: true, ..PostParams::default() };
-        self.unary.run("try_pod", self.pods(namespace).create(&params, pod)).await
+        self.ways().unary.run("try_pod", self.pods(namespace).create(&params, pod)).await
     }
 
     async fn get_pod(&self, pod: &PodRef) -> Result<Pod, ClusterError> {
-        let found = self.unary.run("get_pod", self.pods(&pod.namespace).get(&pod.name)).await?;
+        let found = self.ways().unary.run("get_pod", self.pods(&pod.namespace).get(&pod.name)).await?;
         match &pod.uid {
             Some(uid) if found.metadata.uid.as_ref() != Some(uid) => {
                 Err(ClusterError::NotFound { message: format!("pod {} is another one by now", pod.name) })
@@ -178,7 +204,7 @@ impl Cluster for KubeCluster {
 
     async fn list_pods(&self, namespace: &str, selector: &str) -> Result<Vec<Pod>, ClusterError> {
         let api = match namespace {
-            EVERYWHERE => Api::all(self.unary.client.clone()),
+            EVERYWHERE => Api::all(self.ways().unary.client.clone()),
             namespace => self.pods(namespace),
         };
         self.list("list_pods", &api, ListParams::default().labels(selector)).await
@@ -191,19 +217,19 @@ impl Cluster for KubeCluster {
         }
         let patch = Patch::Merge(serde_json::json!({"metadata": metadata}));
         let pods = self.pods(&pod.namespace);
-        self.unary.run("annotate_pod", pods.patch(&pod.name, &PatchParams::default(), &patch)).await.map(drop)
+        self.ways().unary.run("annotate_pod", pods.patch(&pod.name, &PatchParams::default(), &patch)).await.map(drop)
     }
 
     async fn delete_pod(&self, pod: &PodRef, grace: Option<Duration>) -> Result<(), ClusterError> {
         let params = delete_params(pod, grace);
-        self.unary.run("delete_pod", self.pods(&pod.namespace).delete(&pod.name, &params)).await.map(drop)
+        self.ways().unary.run("delete_pod", self.pods(&pod.namespace).delete(&pod.name, &params)).await.map(drop)
     }
 
     async fn delete_pod_unchanged(&self, pod: &Pod) -> Result<(), ClusterError> {
         let (namespace, name) = place(&pod.metadata)?;
         let (uid, resource_version) = (pod.metadata.uid.clone(), pod.metadata.resource_version.clone());
         let params = DeleteParams::default().preconditions(Preconditions { resource_version, uid });
-        self.unary.run("delete_pod", self.pods(namespace).delete(name, &params)).await.map(drop)
+        self.ways().unary.run("delete_pod", self.pods(namespace).delete(name, &params)).await.map(drop)
     }
 
     async fn patch_pod(&self, pod: &PodRef, mut patch: serde_json::Value) -> Result<Pod, ClusterError> {
@@ -216,7 +242,8 @@ impl Cluster for KubeCluster {
             }
         }
         let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
-        let patched = self.unary.run("patch_pod", self.pods(&pod.namespace).patch(&pod.name, &params, &patch)).await;
+        let patched =
+            self.ways().unary.run("patch_pod", self.pods(&pod.namespace).patch(&pod.name, &params, &patch)).await;
         patched.map_err(|error| match error {
             ClusterError::Invalid { message } if pod.uid.is_some() && message.contains("metadata.uid") => {
                 ClusterError::Conflict { message }
@@ -228,14 +255,14 @@ impl Cluster for KubeCluster {
     async fn watch_pod(&self, pod: &PodRef) -> Result<mpsc::Receiver<PodChange>, ClusterError> {
         let (sender, receiver) = mpsc::channel(16);
         let api = self.pods(&pod.namespace);
-        self.tasks.spawn(watch::follow(self.unary.clone(), api, pod.clone(), sender));
+        self.tasks.spawn(watch::follow(self.ways().unary.clone(), api, pod.clone(), sender));
         Ok(receiver)
     }
 
     async fn pod_events(&self, pod: &PodRef) -> Result<Vec<Event>, ClusterError> {
         let uid = pod.uid.as_ref().map_or_else(String::new, |uid| format!(",involvedObject.uid={uid}"));
         let fields = format!("involvedObject.kind=Pod,involvedObject.name={}{uid}", pod.name);
-        let api: Api<Event> = Api::namespaced(self.unary.client.clone(), &pod.namespace);
+        let api: Api<Event> = Api::namespaced(self.ways().unary.client.clone(), &pod.namespace);
         let mut events = self.list("pod_events", &api, ListParams::default().fields(&fields)).await?;
         events.sort_by_key(|event| {
             let when = event.last_timestamp.as_ref().map(|time| time.0);
@@ -259,10 +286,11 @@ impl Cluster for KubeCluster {
             None => paths.attach(&pod.name, &params),
         };
         let http_request = http_request.map_err(|error| ClusterError::Invalid { message: error.to_string() })?;
+        let ways = self.ways();
         let started = tokio::time::Instant::now();
-        let connected = self.streams.connect(http_request).await.map_err(|error| cluster_error(&error));
+        let connected = ways.streams.connect(http_request).await.map_err(|error| cluster_error(&error));
         let verb = if request.command.is_some() { "exec" } else { "attach" };
-        self.unary.metrics.request(verb, started.elapsed(), connected.as_ref().err());
+        ways.unary.metrics.request(verb, started.elapsed(), connected.as_ref().err());
         let connection = connected?;
         let half_close = connection.supports_stream_close();
         // Nothing was read yet: kube only checked the answer's head.
@@ -276,17 +304,20 @@ impl Cluster for KubeCluster {
     }
 
     async fn get_lease(&self, namespace: &str, name: &str) -> Result<Lease, ClusterError> {
-        self.unary.run("get_lease", self.leases(namespace).get(name)).await
+        self.ways().unary.run("get_lease", self.leases(namespace).get(name)).await
     }
 
     async fn create_lease(&self, lease: &Lease) -> Result<Lease, ClusterError> {
         let (namespace, _) = place(&lease.metadata)?;
-        self.unary.run("create_lease", self.leases(namespace).create(&PostParams::default(), lease)).await
+        self.ways().unary.run("create_lease", self.leases(namespace).create(&PostParams::default(), lease)).await
     }
 
     async fn replace_lease(&self, lease: &Lease) -> Result<Lease, ClusterError> {
         let (namespace, name) = place(&lease.metadata)?;
-        self.unary.run("replace_lease", self.leases(namespace).replace(name, &PostParams::default(), lease)).await
+        self.ways()
+            .unary
+            .run("replace_lease", self.leases(namespace).replace(name, &PostParams::default(), lease))
+            .await
     }
 
     async fn delete_lease(&self, lease: &Lease) -> Result<(), ClusterError> {
@@ -296,11 +327,11 @@ impl Cluster for KubeCluster {
         if resource_version.is_some() {
             params = params.preconditions(Preconditions { resource_version, uid: None });
         }
-        self.unary.run("delete_lease", self.leases(namespace).delete(name, &params)).await.map(drop)
+        self.ways().unary.run("delete_lease", self.leases(namespace).delete(name, &params)).await.map(drop)
     }
 
     async fn ping(&self) -> Result<(), ClusterError> {
-        match self.unary.run("ping", self.unary.client.apiserver_version()).await {
+        match self.ways().unary.run("ping", self.ways().unary.client.apiserver_version()).await {
             // It answers, if only to refuse; whether we may do our work is told by the work.
             Ok(_) | Err(ClusterError::NotFound { .. } | ClusterError::Forbidden { .. }) => Ok(()),
             Err(error) => Err(error),

@@ -1,7 +1,10 @@
 //! The gRPC services: who calls, what they may, and core's answers in gRPC's words.
 
 mod connection;
+mod live;
 mod session;
+
+pub(crate) use live::Live;
 
 use crate::{
     callers::{Caller, Callers},
@@ -35,6 +38,8 @@ pub(crate) struct Service {
     /// Moves sessions to other replicas, and ends them.
     pub stopping: Stopping,
     pub draining: Arc<AtomicBool>,
+    /// How long sessions may go on after the first SIGTERM.
+    pub drain_timeout: std::time::Duration,
 }
 
 impl Service {

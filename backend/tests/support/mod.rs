@@ -79,15 +79,24 @@ pub async fn cluster(connection: &str) -> KubeCluster {
     try_cluster(connection).await.expect("a client")
 }
 
+/// `kubernetes: {connection: {…}}` as it is read.
+pub fn connection(connection: &str) -> config::Connection {
+    settings(connection).connection
+}
+
 /// The same where it may not be possible.
 pub async fn try_cluster(connection: &str) -> Result<KubeCluster, ConnectError> {
+    let settings = settings(connection);
+    let metrics = KubernetesMetrics::new(&mut Registry::default());
+    KubeCluster::new(&settings.connection, settings.timeouts.http, metrics).await
+}
+
+fn settings(connection: &str) -> config::Settings {
     let text = format!("kubernetes: {{connection: {{{connection}}}, pod: {{disableAgent: true}}}}");
     let document = Document::parse("test", &text).expect("YAML");
     let settings = config::Settings::read(&mut document.root());
     document.finish().expect("no mistakes");
-    let settings = settings.expect("settings");
-    let metrics = KubernetesMetrics::new(&mut Registry::default());
-    KubeCluster::new(&settings.connection, settings.timeouts.http, metrics).await
+    settings.expect("settings")
 }
 
 pub fn pod() -> PodRef {

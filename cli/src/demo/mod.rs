@@ -11,8 +11,9 @@ use clap::ValueEnum;
 use files::{Plan, State};
 use podbay_frontend::Parts;
 use podbay_minicluster::{Minicluster, Options};
-use podbay_runtime::{admin::Readiness, config::Document, shutdown::Shutdown};
+use podbay_runtime::{admin::Readiness, reload::Source, shutdown::Shutdown};
 use std::{
+    io::Write as _,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -95,7 +96,7 @@ async fn bind(port: u16, what: &str, flag: &str) -> anyhow::Result<TcpListener> 
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     // First, so that a signal from now on ends the demo in order.
-    let shutdown = Shutdown::on_signals()?;
+    let shutdown = Shutdown::on_signals_and_hangup()?;
     let ssh = bind(arguments.ssh_port, "SSH", "--ssh-port").await?;
     let grpc = bind(arguments.grpc_port, "gRPC", "--grpc-port").await?;
     let state = State::prepare(arguments.state_dir.as_deref())?;
@@ -150,12 +151,20 @@ async fn serve(
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let file = state.path(files::CONFIG);
-    let backend = podbay_backend::Config::from_document(Document::read(&file)?)?;
-    let frontend = podbay_frontend::Config::from_document(Document::read(&file)?)?;
+    // By change of the file alone: a hangup means that the terminal is gone, and ends it.
+    let (backend, of_backend) = Source::read(&file, podbay_backend::Config::from_document)?;
+    let (frontend, of_frontend) = Source::read(&file, podbay_frontend::Config::from_document)?;
     let backend_ends = Shutdown { hard: shutdown.hard.clone(), ..Shutdown::new() };
-    let mut backend = tokio::spawn(Box::pin(podbay_backend::run(backend, grpc, None, backend_ends.clone())));
+    let mut backend =
+        tokio::spawn(Box::pin(podbay_backend::run(backend, Some(of_backend), grpc, None, backend_ends.clone())));
     let readiness = Readiness::default();
-    let parts = Parts { metrics: None, readiness: readiness.clone(), shutdown: shutdown.clone(), backend: None };
+    let parts = Parts {
+        metrics: None,
+        readiness: readiness.clone(),
+        shutdown: shutdown.clone(),
+        backend: None,
+        source: Some(of_frontend),
+    };
     let mut frontend = tokio::spawn(Box::pin(podbay_frontend::run(frontend, ssh, parts)));
     // The sockets are bound already: a client that comes early waits in the backlog.
     print!("{}", state.welcome(plan));
@@ -177,6 +186,7 @@ async fn serve(
             }
         }
     }
-    println!("ended; nothing is left");
+    // Where the terminal is gone there is nobody to tell, and that is no failure.
+    let _ = writeln!(std::io::stdout(), "ended; nothing is left");
     Ok(())
 }

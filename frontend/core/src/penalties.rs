@@ -84,6 +84,12 @@ impl Penalties {
         Self { costs, tables: [Table::default(), Table::default()] }
     }
 
+    /// From now on offences cost this. Penalties that are there stay as long as they were; a table that is larger than it may be
+    /// takes no new source without losing one, until penalties have passed.
+    pub fn change(&mut self, costs: Costs) {
+        self.costs = costs;
+    }
+
     /// Whether the source is refused now.
     pub fn refuses(&mut self, source: IpAddr, now: Instant) -> bool {
         let (table, most) = of(&mut self.tables, &self.costs, source);

@@ -57,6 +57,11 @@ impl Users {
         Self { by_name: Arc::new(users), decoy: Arc::new(decoy), hashing: Arc::new(Semaphore::new(at_once)) }
     }
 
+    /// Bounds that hold for the process are those of these users, who counted before.
+    pub fn share_bounds(&mut self, before: &Self) {
+        self.hashing = Arc::clone(&before.hashing);
+    }
+
     /// Whether anybody has a password.
     pub fn has_passwords(&self) -> bool {
         self.decoy.password.is_some()

@@ -6,7 +6,7 @@ use podbay_runtime::{
     webhook::{Client, Endpoint, endpoint},
 };
 use russh::keys::PublicKey;
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 /// `authTimeout`, unless given.
 const BUDGET: Duration = Duration::from_mins(1);
@@ -110,7 +110,7 @@ fn authorities(auth: &mut Section) -> Authorities {
         let (whose, text) = if entry.contains(' ') {
             (String::new(), Ok(entry.to_owned()))
         } else {
-            (format!("{entry}: "), std::fs::read_to_string(entry))
+            (format!("{entry}: "), auth.text_file(Path::new(entry)))
         };
         let text = match text {
             Ok(text) => text,

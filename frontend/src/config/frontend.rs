@@ -171,6 +171,7 @@ fn tls_client(mut section: Section, present: bool) -> Option<Security> {
             return None;
         }
     };
+    section.names_files(ca.iter().chain(identity.iter().flat_map(|(cert, key)| [cert, key])));
     let config = match tls::Followed::client(ca?, identity) {
         Ok(config) => config,
         Err(error) => {

@@ -5,6 +5,7 @@ use podbay_runtime::config::{Secret, Section};
 use russh::keys::{PrivateKey, decode_secret_key};
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
@@ -109,7 +110,7 @@ fn host_keys(ssh: &mut Section) -> HostKeys {
         let read = if entry.starts_with("-----") {
             decode(entry).map_err(|error| format!("entry {i} (inline): {error}"))
         } else {
-            std::fs::read_to_string(entry)
+            ssh.text_file(Path::new(entry))
                 .map_err(|error| error.to_string())
                 .and_then(|text| decode(text.trim()))
                 .map_err(|error| format!("entry {i}, file {entry}: {error}"))

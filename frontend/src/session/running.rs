@@ -194,7 +194,7 @@ impl<'a> Running<'a> {
         tour.choice.avoid.extend(self.stream.take().map(|stream| stream.replica));
         let mut last = failure.map(|failure| failure.refusal());
         let waits = async {
-            sleep(self.program.conn.server.config.frontend.progress_after).await;
+            sleep(self.program.conn.config.frontend.progress_after).await;
             self.program
                 .output
                 .note("the connection to the backend broke; the program runs on, waiting for another backend");

@@ -163,8 +163,7 @@ impl<'a> Starting<'a> {
 
     /// When to show this news; never twice.
     fn show_at(&self, news: &str, shown: Option<&String>) -> Option<Instant> {
-        (shown.map(String::as_str) != Some(news))
-            .then_some(self.since + self.conn.server.config.frontend.progress_after)
+        (shown.map(String::as_str) != Some(news)).then_some(self.since + self.conn.config.frontend.progress_after)
     }
 
     /// One RunSession, up to Started.

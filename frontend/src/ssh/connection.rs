@@ -43,20 +43,22 @@ const UNUSABLE: Duration = Duration::from_secs(10);
 
 /// Serves one client until it is gone. Its programs are gone then too; closing it at the backend goes on elsewhere.
 pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, permit: Permit) {
-    let conn = Conn::new(Arc::clone(&server), peer);
+    let current = server.current();
+    let config = &current.config;
+    let conn = Conn::new(Arc::clone(&server), Arc::clone(config), peer);
     debug!(connection = %conn.id, remote = %conn.remote, "connected");
-    if let Err(error) = socket_options(&stream, &server.config.ssh) {
+    if let Err(error) = socket_options(&stream, &config.ssh) {
         debug!(connection = %conn.id, "socket options: {error}");
     }
     let counted = Counted::new(&server, ConnectionState::Unauthenticated);
-    let keyed_by = Instant::now() + server.config.frontend.handshake_timeout;
-    let logged_in_by = Instant::now() + server.config.frontend.login_grace_time;
-    let watch = if server.config.auth.asks() { Watch::new(&stream) } else { Watch::default() };
+    let keyed_by = Instant::now() + config.frontend.handshake_timeout;
+    let logged_in_by = Instant::now() + config.frontend.login_grace_time;
+    let watch = if config.auth.asks() { Watch::new(&stream) } else { Watch::default() };
     let gated = Gated::new(Prompt::new(stream).telling(Arc::clone(&conn.version)), conn.gate.clone());
     // russh's task can't be dropped from here: cutting its stream ends it, also when this future is dropped.
     let ending = Ending(Arc::clone(&conn));
     let began = Instant::now();
-    let started = run_stream(Arc::clone(&server.russh), gated, Callbacks::new(Arc::clone(&conn), watch));
+    let started = run_stream(Arc::clone(&current.russh), gated, Callbacks::new(Arc::clone(&conn), watch));
     let mut session = match timeout_at(keyed_by, started).await {
         Ok(Ok(session)) => session,
         Ok(Err(error)) => {
@@ -90,7 +92,7 @@ fn punish(conn: &Conn, began: Instant) {
     }
     let offence = if conn.failures.load(Ordering::Relaxed) > 0 {
         Offence::AuthFail
-    } else if began.elapsed() >= conn.server.config.frontend.login_grace_time {
+    } else if began.elapsed() >= conn.config.frontend.login_grace_time {
         Offence::GraceExceeded
     } else {
         Offence::NoAuth

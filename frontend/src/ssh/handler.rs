@@ -156,7 +156,7 @@ impl Callbacks {
 
     /// What stands against one more session channel.
     fn no_room(&self) -> Option<&'static str> {
-        let limits = &self.conn.server.config.frontend;
+        let limits = &self.conn.config.frontend;
         let policy = self.conn.phase.borrow().terms().map_or(0, |terms| terms.max_sessions);
         let most = match policy {
             0 => limits.max_sessions_per_connection,
@@ -270,7 +270,7 @@ impl Handler for Callbacks {
         if self.offers > MAX_OFFERS {
             return Err(Error::NoAuthMethod);
         }
-        if !self.conn.server.config.auth.authorities.is_empty() {
+        if !self.conn.config.auth.authorities.is_empty() {
             // russh shows the key of a certificate here and not the certificate: what it is shows with the signature.
             return Ok(Auth::Accept);
         }
@@ -294,7 +294,7 @@ impl Handler for Callbacks {
     async fn auth_openssh_certificate(&mut self, user: &str, certificate: &Certificate) -> Result<Auth, Error> {
         let conn = Arc::clone(&self.conn);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        match conn.server.config.auth.authorities.check(certificate, user, conn.remote, now) {
+        match conn.config.auth.authorities.check(certificate, user, conn.remote, now) {
             Ok(permits) => {
                 let known = Facts { metadata: certificate_metadata(certificate), ..Facts::default() };
                 let key = fingerprint(&PublicKey::new(certificate.public_key().clone(), ""));
@@ -316,7 +316,7 @@ impl Handler for Callbacks {
         let password = Zeroizing::new(password.to_owned());
         let not_before = tokio::time::Instant::now() + WRONG_PASSWORD;
         let conn = Arc::clone(&self.conn);
-        let config = &conn.server.config;
+        let config = &conn.config;
         let verdict = self.answer(config.auth.password(&config.users, subject(&conn, user), password)).await?;
         if let Verdict::Accepted(known) = verdict {
             return self.proven(user, Method::Password, known, None).await;
@@ -327,7 +327,7 @@ impl Handler for Callbacks {
 
     async fn authentication_banner(&mut self) -> Result<Option<String>, Error> {
         self.conn.stage.send_replace(Stage::Keyed);
-        let banner = &self.conn.server.config.ssh.banner;
+        let banner = &self.conn.config.ssh.banner;
         Ok((!banner.is_empty()).then(|| if banner.ends_with('\n') { banner.clone() } else { format!("{banner}\r\n") }))
     }
 

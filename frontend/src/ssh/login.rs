@@ -37,7 +37,7 @@ pub(super) const fn is_sha1(algorithm: &Algorithm) -> bool {
 
 impl Callbacks {
     fn methods(&self) -> MethodSet {
-        self.conn.server.config.auth.methods(&self.conn.server.config.users)
+        self.conn.config.auth.methods(&self.conn.config.users)
     }
 
     /// Waits for the answer to an attempt, unless the client leaves: then nobody is asked any more.
@@ -67,7 +67,7 @@ impl Callbacks {
             return Ok(offered.verdict);
         }
         let conn = Arc::clone(&self.conn);
-        let config = &conn.server.config;
+        let config = &conn.config;
         self.answer(config.auth.key(&config.users, subject(&conn, user), key, algorithm)).await
     }
 
@@ -80,7 +80,7 @@ impl Callbacks {
         key: Option<String>,
     ) -> Result<Auth, Error> {
         let conn = Arc::clone(&self.conn);
-        let verdict = self.answer(conn.server.config.auth.authorize(subject(&conn, user), known)).await?;
+        let verdict = self.answer(conn.config.auth.authorize(subject(&conn, user), known)).await?;
         if let Verdict::Accepted(known) = &verdict {
             let authenticated = known.authenticated.as_deref().filter(|name| *name != user);
             info!(connection = %conn.id, remote = %conn.remote, user, authenticated, key, ?method, "logged in");

@@ -1,7 +1,7 @@
 //! What the parts of one SSH connection share.
 
 use super::{Gate, Input};
-use crate::{backend::Phase, server::Server};
+use crate::{backend::Phase, config::Config, server::Server};
 use podbay::ConnectionId;
 use podbay_frontend_core::{Limits, SoftStop, soft_stop::WindowExceeded};
 use std::{
@@ -46,6 +46,8 @@ pub struct Conn {
     pub version: Arc<OnceLock<String>>,
     /// The process.
     pub server: Arc<Server>,
+    /// What counted when it came, and counts for it to its end.
+    pub config: Arc<Config>,
     /// Its read gate.
     pub gate: Gate,
     soft_stop: Mutex<SoftStop>,
@@ -74,13 +76,14 @@ pub struct Conn {
 
 impl Conn {
     /// A connection that was just accepted.
-    pub fn new(server: Arc<Server>, peer: SocketAddr) -> Arc<Self> {
+    pub fn new(server: Arc<Server>, config: Arc<Config>, peer: SocketAddr) -> Arc<Self> {
         Arc::new(Self {
             id: ConnectionId::from_bytes(rand::random()),
             remote: peer.ip().to_canonical(),
             port: peer.port(),
             version: Arc::default(),
             server,
+            config,
             gate: Gate::default(),
             soft_stop: Mutex::new(SoftStop::new(Limits::default())),
             inputs: Mutex::default(),

@@ -7,14 +7,14 @@ use podbay_frontend::{
     backend::{connector::Security, pool::Addresses},
     config::{BackendConfig, FrontendConfig, HostKeys, Operations, SshConfig},
 };
-use podbay_runtime::{admin::Readiness, shutdown::Shutdown, telemetry::Log};
+use podbay_runtime::{admin::Readiness, reload::Source, shutdown::Shutdown, telemetry::Log};
 use prometheus_client::registry::Registry;
 use russh::keys::{Algorithm, PrivateKey, ssh_key::LineEnding};
 use std::{
     collections::HashMap,
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Output, Stdio},
     sync::Arc,
     time::Duration,
@@ -22,6 +22,7 @@ use std::{
 use tokio::{
     net::TcpListener,
     process::{Child, Command},
+    sync::Notify,
     task::JoinHandle,
     time::timeout,
 };
@@ -55,6 +56,9 @@ impl Answered {
     }
 }
 
+/// Puts what a configuration names into its directory.
+type Before<'a> = &'a mut dyn FnMut(&Path);
+
 /// Everything of one test. Dropping it ends the frontend and the backends.
 pub struct World {
     pub address: SocketAddr,
@@ -66,6 +70,8 @@ pub struct World {
     pub frontend: Option<JoinHandle<()>>,
     pub dir: tempfile::TempDir,
     pub key: PrivateKey,
+    /// Has the configuration read again ([`Self::with_file`]).
+    pub asked: Arc<Notify>,
 }
 
 impl World {
@@ -76,15 +82,32 @@ impl World {
 
     /// So many replicas, and settings changed.
     pub async fn with(replicas: usize, change: impl FnOnce(&mut Config)) -> Self {
-        Self::build(replicas, false, change).await
+        Self::build(replicas, false, change, None).await
     }
 
     /// The same with mutual TLS to the backend.
     pub async fn with_tls() -> Self {
-        Self::build(1, true, |_| {}).await
+        Self::build(1, true, |_| {}, None).await
     }
 
-    async fn build(replicas: usize, tls: bool, change: impl FnOnce(&mut Config)) -> Self {
+    /// One replica, and a configuration from a file: [`Self::replace_file`]. `before` puts what it names into its directory.
+    pub async fn with_file(text: &str, before: impl FnOnce(&Path)) -> Self {
+        let mut before = Some(before);
+        Self::build(1, false, |_| {}, Some((text, &mut |dir| before.take().expect("once")(dir)))).await
+    }
+
+    /// Puts another file in place of the configuration's.
+    pub fn replace_file(&self, text: &str) {
+        let names = self.replicas.iter().map(|replica| replica.address.to_string()).collect::<Vec<_>>();
+        write_file(self.dir.path(), text, &names);
+    }
+
+    async fn build(
+        replicas: usize,
+        tls: bool,
+        change: impl FnOnce(&mut Config),
+        file: Option<(&str, Before<'_>)>,
+    ) -> Self {
         if std::env::var_os("RUST_LOG").is_some() {
             podbay_runtime::telemetry::init(&Log::default());
         }
@@ -102,7 +125,14 @@ impl World {
         for _ in 0..replicas {
             running.push(Replica::start(&script, files.as_ref()));
         }
-        let names = running.iter().map(|replica| replica.address.to_string()).collect();
+        let names: Vec<String> = running.iter().map(|replica| replica.address.to_string()).collect();
+        let asked = Arc::<Notify>::default();
+        let from_file = file.map(|(text, before)| {
+            before(dir.path());
+            write_file(dir.path(), text, &names);
+            let read = Source::read(&dir.path().join("podbay.yaml"), Config::from_document);
+            read.unwrap_or_else(|mistakes| panic!("{mistakes}"))
+        });
         let security = files.map_or(Security::Plaintext, |files| Security::Tls {
             config: podbay_runtime::tls::Followed::client(files.ca, Some((files.cert, files.key))).expect("TLS"),
             reload_interval: Duration::from_millis(100),
@@ -120,18 +150,24 @@ impl World {
             operations: Operations::default(),
             warnings: Vec::new(),
         };
+        let mut source = None;
+        if let Some((read, from)) = from_file {
+            config = read;
+            source = Some(from.every(Duration::ZERO).when(Arc::clone(&asked)));
+        }
         change(&mut config);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let address = listener.local_addr().expect("an address");
         let (mut registry, shutdown) = (Registry::default(), Shutdown::new());
         let metrics = Some(Metrics::new(&mut registry));
+        let source = source.map(|source| source.counted(&mut registry));
         let readiness = Readiness::default();
-        let parts = Parts { metrics, readiness: readiness.clone(), shutdown: shutdown.clone(), backend: None };
+        let parts = Parts { metrics, readiness: readiness.clone(), shutdown: shutdown.clone(), backend: None, source };
         let frontend = tokio::spawn(async move {
             podbay_frontend::run(config, listener, parts).await.expect("runs");
         });
         let frontend = Some(frontend);
-        Self { address, script, replicas: running, registry, readiness, shutdown, frontend, dir, key }
+        Self { address, script, replicas: running, registry, readiness, shutdown, frontend, dir, key, asked }
     }
 
     /// Alice's client.
@@ -153,10 +189,16 @@ impl World {
         self.dir.path().join(name)
     }
 
-    /// The sum of a metric's lines whose labels hold `label`.
-    pub fn metric(&self, name: &str, label: &str) -> u64 {
+    /// All metrics.
+    pub fn encoded(&self) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).expect("encodes");
+        text
+    }
+
+    /// The sum of a metric's lines whose labels hold `label`.
+    pub fn metric(&self, name: &str, label: &str) -> u64 {
+        let text = self.encoded();
         let matching = text.lines().filter(|line| {
             let line = line.strip_prefix("podbay_frontend_").unwrap_or_default();
             line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label)
@@ -177,6 +219,22 @@ impl Drop for World {
         self.shutdown.soft.cancel();
         self.shutdown.hard.cancel();
     }
+}
+
+/// `@DIR@`, `@BACKEND@`, and the public keys `@ID@` and `@WRONG@` stand for themselves.
+fn write_file(dir: &Path, text: &str, replicas: &[String]) {
+    let key = |name: &str| {
+        let text = std::fs::read_to_string(dir.join(name)).expect("a key");
+        let key = PrivateKey::from_openssh(text).expect("a key");
+        key.public_key().to_openssh().expect("a line")
+    };
+    let text = text
+        .replace("@DIR@", &dir.display().to_string())
+        .replace("@BACKEND@", &replicas.join("', '"))
+        .replace("@ID@", &key("id"))
+        .replace("@WRONG@", &key("wrong"));
+    std::fs::write(dir.join("new.yaml"), text).expect("writes");
+    std::fs::rename(dir.join("new.yaml"), dir.join("podbay.yaml")).expect("renames");
 }
 
 fn users(key: &PrivateKey) -> Users {

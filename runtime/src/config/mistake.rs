@@ -1,6 +1,6 @@
 //! What is wrong with a configuration, and where.
 
-use super::describe::Note;
+use super::{describe::Note, node::Noted};
 use std::{cell::RefCell, fmt, rc::Rc};
 
 /// One mistake: file, line, column, path and what to do about it.
@@ -54,13 +54,22 @@ pub(super) struct Sink {
     found: Rc<RefCell<Vec<Mistake>>>,
     warned: Rc<RefCell<Vec<Mistake>>>,
     notes: Rc<RefCell<Vec<Note>>>,
+    /// Files that were read for it.
+    pub(super) noted: Noted,
     /// There is no file: readers are only asked what they would read.
     pub(super) describing: bool,
 }
 
 impl Sink {
     pub(super) fn new(file: &str) -> Self {
-        Self { file: file.into(), found: Rc::default(), warned: Rc::default(), notes: Rc::default(), describing: false }
+        Self {
+            file: file.into(),
+            found: Rc::default(),
+            warned: Rc::default(),
+            notes: Rc::default(),
+            noted: Noted::default(),
+            describing: false,
+        }
     }
 
     pub(super) fn add(&self, at: (u64, u64), path: &str, message: impl Into<String>) {

@@ -19,7 +19,7 @@ pub use convert::{FromNode, Secret, TextOrNumber};
 pub use describe::{Kind, Note, Notes, Shown, nested, to_yaml};
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use mistake::{Mistake, Mistakes};
-pub use node::Document;
+pub use node::{Document, Noted};
 pub use section::Section;
 pub use translate::Moved;
 

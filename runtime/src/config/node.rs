@@ -5,10 +5,11 @@ use super::{
     mistake::{Mistake, Mistakes, Sink},
     section::Section,
 };
+use crate::files::Seen;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value as Json;
 use serde_yaml::Spanned;
-use std::{fmt, fs, path::Path, rc::Rc};
+use std::{cell::RefCell, fmt, fs, path::Path, rc::Rc};
 
 /// A larger file is refused before it is read.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
@@ -165,6 +166,21 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 }
 
+/// The files that a configuration was read of: its own, and those that it names. Clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Noted(Rc<RefCell<Seen>>);
+
+impl Noted {
+    pub(super) fn note(&self, file: &Path, contents: Option<&[u8]>) {
+        self.0.borrow_mut().note(file, contents);
+    }
+
+    /// What they held. Complete once the configuration was interpreted.
+    pub fn seen(&self) -> Seen {
+        self.0.borrow().clone()
+    }
+}
+
 /// A configuration file, read and not yet interpreted.
 #[derive(Debug)]
 pub struct Document {
@@ -175,15 +191,28 @@ pub struct Document {
 impl Document {
     /// Reads a file of at most 4 MiB.
     pub fn read(path: &Path) -> Result<Self, Mistakes> {
+        Self::read_noting(path, &Noted::default())
+    }
+
+    /// The same; this file and those that the configuration names are noted.
+    pub fn read_noting(path: &Path, noted: &Noted) -> Result<Self, Mistakes> {
         let name = path.display().to_string();
         let fail = |message: String| Err(whole(&name, message));
         let text = match fs::metadata(path) {
-            Ok(meta) if meta.len() > MAX_FILE => return fail(format!("larger than {MAX_FILE} bytes")),
+            Ok(meta) if meta.len() > MAX_FILE => {
+                noted.note(path, None);
+                return fail(format!("larger than {MAX_FILE} bytes"));
+            }
             Ok(_) => fs::read_to_string(path),
             Err(error) => Err(error),
         };
+        noted.note(path, text.as_ref().ok().map(String::as_bytes));
         match text {
-            Ok(text) => Self::parse(&name, &text),
+            Ok(text) => {
+                let mut document = Self::parse(&name, &text)?;
+                document.sink.noted = noted.clone();
+                Ok(document)
+            }
             Err(error) => fail(format!("can't be read: {error}")),
         }
     }

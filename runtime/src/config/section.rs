@@ -8,7 +8,12 @@ use super::{
     strict::Reading,
 };
 use serde::de::DeserializeOwned;
-use std::{collections::BTreeSet, rc::Rc};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    rc::Rc,
+};
 
 /// A map of a configuration file, or the absence of one. Keys that were never asked for are mistakes, reported when
 /// the section is dropped.
@@ -44,6 +49,31 @@ impl Section {
     pub fn lenient(mut self) -> Self {
         self.lenient = true;
         self
+    }
+
+    /// Reads a file that the configuration names: a change of it is then one of the configuration.
+    ///
+    /// # Errors
+    /// As reading files does.
+    pub fn file(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let read = fs::read(path);
+        self.sink.noted.note(path, read.as_deref().ok());
+        read
+    }
+
+    /// The same for text.
+    ///
+    /// # Errors
+    /// As reading files does, or where it is no UTF-8.
+    pub fn text_file(&self, path: &Path) -> io::Result<String> {
+        String::from_utf8(self.file(path)?).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "is no UTF-8"))
+    }
+
+    /// Notes files that something else reads: [`Self::file`].
+    pub fn names_files<'a>(&self, paths: impl IntoIterator<Item = &'a PathBuf>) {
+        for path in paths {
+            drop(self.file(path).map(zeroize::Zeroizing::new));
+        }
     }
 
     /// Whether there is no file, and the reader is only asked what it would read: everything is absent, and whatever can be

@@ -1,10 +1,10 @@
 //! Certificates that change on disk: read again without a restart.
 //!
-//! Files are read now and then and compared, rather than watched: a Kubernetes volume changes by a symbolic link two
-//! directories away, other tools write in place, and both come through like this. A cert and its key don't change at the same
+//! They are looked at now and then ([`Seen`]), as all files of a configuration are. A cert and its key don't change at the same
 //! instant; what does not fit together (yet) leaves the last good configuration in use.
 
 use super::{TlsError, client, server};
+use crate::files::Seen;
 use arc_swap::ArcSwap;
 use rustls::{ClientConfig, ServerConfig};
 use std::{
@@ -14,17 +14,13 @@ use std::{
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
-use zeroize::Zeroizing;
-
-/// The files' contents; `None` where one can't be read.
-type Contents = Vec<Option<Zeroizing<Vec<u8>>>>;
 
 /// A TLS configuration that follows its files. Connections that are there keep what they were made with.
 pub struct Followed<C> {
     current: ArcSwap<C>,
     make: Box<dyn Fn() -> Result<Arc<C>, TlsError> + Send + Sync>,
     files: Vec<PathBuf>,
-    seen: Mutex<Contents>,
+    seen: Mutex<Seen>,
 }
 
 /// What a look at the files found.
@@ -72,7 +68,7 @@ impl<C: Send + Sync + 'static> Followed<C> {
         make: impl Fn() -> Result<Arc<C>, TlsError> + Send + Sync + 'static,
     ) -> Result<Arc<Self>, TlsError> {
         // Before: a change in between is then found at the next look.
-        let seen = Mutex::new(read(&files));
+        let seen = Mutex::new(Seen::of(&files));
         Ok(Arc::new(Self { current: ArcSwap::new(make()?), make: Box::new(make), files, seen }))
     }
 
@@ -83,7 +79,7 @@ impl<C: Send + Sync + 'static> Followed<C> {
 
     /// Looks at the files. Blocks as reading files does.
     pub fn check(&self) -> Checked {
-        let found = read(&self.files);
+        let found = Seen::of(&self.files);
         {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             if *seen == found {
@@ -100,30 +96,36 @@ impl<C: Send + Sync + 'static> Followed<C> {
         }
     }
 
+    /// Which files.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
     /// Looks again and again until `stop`, and logs what it finds; `told` is for counting: whether new files are good.
-    pub async fn follow(self: Arc<Self>, every: Duration, stop: CancellationToken, told: impl Fn(bool) + Send) {
+    pub async fn follow(self: Arc<Self>, every: Duration, stop: CancellationToken, told: impl Fn(bool) + Send + Sync) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(every) => {}
             }
-            let this = Arc::clone(&self);
-            match tokio::task::spawn_blocking(move || this.check()).await {
-                Ok(Checked::Same) => {}
-                Ok(Checked::New) => {
-                    tracing::info!(files = ?self.files, "new certificate files are in use");
-                    told(true);
-                }
-                Ok(Checked::Bad(error)) => {
-                    tracing::error!(%error, "new certificate files can't be used; going on with the old ones");
-                    told(false);
-                }
-                Err(error) => tracing::error!(%error, "looking at certificate files failed"),
-            }
+            Arc::clone(&self).look(&told).await;
         }
     }
-}
 
-fn read(files: &[PathBuf]) -> Contents {
-    files.iter().map(|file| std::fs::read(file).ok().map(Zeroizing::new)).collect()
+    /// One such look, now.
+    pub async fn look(self: Arc<Self>, told: impl Fn(bool) + Send) {
+        let this = Arc::clone(&self);
+        match tokio::task::spawn_blocking(move || this.check()).await {
+            Ok(Checked::Same) => {}
+            Ok(Checked::New) => {
+                tracing::info!(files = ?self.files, "new certificate files are in use");
+                told(true);
+            }
+            Ok(Checked::Bad(error)) => {
+                tracing::error!(%error, "new certificate files can't be used; going on with the old ones");
+                told(false);
+            }
+            Err(error) => tracing::error!(%error, "looking at certificate files failed"),
+        }
+    }
 }

@@ -117,6 +117,11 @@ impl std::fmt::Debug for PemText {
 }
 
 impl PemText {
+    /// The file that such text names.
+    pub fn file(text: &str) -> Option<PathBuf> {
+        Some(text.trim()).filter(|text| !text.is_empty() && !text.starts_with("-----")).map(PathBuf::from)
+    }
+
     /// Text that begins with `-----` is the PEM, other text the name of a file; empty = not given.
     ///
     /// # Errors

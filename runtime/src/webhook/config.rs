@@ -64,6 +64,9 @@ pub fn endpoint(section: &mut Section, budget: Duration) -> Option<Endpoint> {
     };
     let mut text = |key: &str| {
         let given: Secret = section.get(key)?;
+        if let Some(file) = PemText::file(given.expose()) {
+            section.names_files([&file]);
+        }
         match PemText::read(given.expose()) {
             Ok(text) => text,
             Err(error) => {

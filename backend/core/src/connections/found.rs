@@ -36,7 +36,7 @@ impl Connections {
         let Some(agent) = &self.settings().pod.agent else { return Ok(Vec::new()) };
         let deadline = Instant::now() + self.lifecycle().timeouts().http;
         let all = identity::all();
-        let places = self.settings().namespaces.places().iter();
+        let places = self.places().iter();
         let lists = places.map(|place| self.lifecycle().list(place, &all, deadline));
         let mut pods = futures::future::try_join_all(lists).await?.concat();
         pods.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));

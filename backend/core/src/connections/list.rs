@@ -70,8 +70,7 @@ impl Connections {
     pub async fn list(&self, request: &ListRequest) -> Result<Page, Refusal> {
         let deadline = Instant::now() + self.lifecycle().timeouts().http;
         let all = identity::all();
-        let lists =
-            self.settings().namespaces.places().iter().map(|place| self.lifecycle().list_all(place, &all, deadline));
+        let lists = self.places().iter().map(|place| self.lifecycle().list_all(place, &all, deadline));
         Ok(page(&futures::future::try_join_all(lists).await?.concat(), request))
     }
 }

@@ -6,6 +6,7 @@
 mod files;
 mod found;
 mod list;
+mod reach;
 mod request;
 mod webhook;
 
@@ -32,6 +33,7 @@ use podbay::{
     v1::{self, Reason, Refusal},
 };
 use podbay_runtime::webhook::Entry;
+use reach::Reach;
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
@@ -94,6 +96,7 @@ pub struct Connections {
     sweep: Arc<Sweep>,
     webhook: Option<ConfigWebhook>,
     links: Links,
+    reach: Reach,
 }
 
 impl Connections {
@@ -101,12 +104,14 @@ impl Connections {
     pub fn new(lifecycle: Lifecycle, leases: Leases, settings: Arc<Settings>, keys: Arc<KeyRing>) -> Self {
         let spare = lifecycle.timeouts().pod_start + lifecycle.timeouts().pod_stop;
         let links = Links::new(Arc::clone(lifecycle.cluster()));
-        Self { lifecycle, leases, settings, keys, sweep: Arc::new(Sweep::new(spare)), webhook: None, links }
+        let reach = Reach::of(&settings, false);
+        Self { lifecycle, leases, settings, keys, sweep: Arc::new(Sweep::new(spare)), webhook: None, links, reach }
     }
 
     /// The same; the webhook is asked for each connection's settings.
     #[must_use]
     pub fn with_webhook(mut self, webhook: Option<ConfigWebhook>) -> Self {
+        self.reach = Reach::of(&self.settings, webhook.is_some());
         self.webhook = webhook;
         self
     }
@@ -301,8 +306,8 @@ impl Connections {
         let late =
             || Refusal::new(Reason::PodStopTimeout, "the pods were not gone in time; they will be removed later");
         let whole = async {
-            // The webhook may have chosen another mode than the file's.
-            let mode = if self.webhook.is_some() { Mode::Session } else { self.settings.pod.mode };
+            // Where it is not known, as in the one in which pods may still be made.
+            let mode = self.reach.mode.unwrap_or(Mode::Session);
             match (mode, why) {
                 (Mode::Connection, Closing::ByCaller(_)) => {}
                 // First, so that sessions that find their pod gone find the words too; but words hold no deletion up.
@@ -320,10 +325,10 @@ impl Connections {
                 (Mode::Session | Mode::Persistent, _) => self.leases.revoke(id, why, Instant::now() + budget).await?,
             }
             let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| caller.is_none_or(|c| c == marks.caller));
-            if self.settings.pod.mode == Mode::Persistent {
+            if self.reach.persistent {
                 let deadline = Instant::now() + budget;
                 let theirs = |by: &str| caller.is_none_or(|caller| caller == by);
-                for namespace in self.settings.namespaces.places() {
+                for namespace in self.places() {
                     self.lifecycle.release(namespace, id, &theirs, deadline).await?;
                 }
             }
@@ -342,7 +347,7 @@ impl Connections {
 
     /// Deletes pods wherever they may be, and sees them gone. Gives how many.
     async fn stop_everywhere(&self, selector: &str, which: impl Fn(&Pod) -> bool) -> Result<u32, Refusal> {
-        let places = self.settings.namespaces.places().iter();
+        let places = self.places().iter();
         let stops = places.map(|namespace| self.lifecycle.stop_all(namespace, selector, &which));
         Ok(futures::future::try_join_all(stops).await?.iter().sum())
     }
@@ -365,10 +370,10 @@ impl Connections {
             renewed?;
             terminated = found;
             if complete {
-                let (this, caller, stays) = (self.clone(), caller.clone(), self.settings.pod.mode == Mode::Persistent);
+                let (this, caller, stays) = (self.clone(), caller.clone(), self.reach.persistent);
                 // Apart, so that a slow list never delays a renewal's answer.
                 self.lifecycle.tracker().spawn(async move {
-                    let namespaces = this.settings.namespaces.places();
+                    let namespaces = this.places();
                     this.sweep.run(&this.lifecycle, namespaces, owner, &known, &caller).await;
                     if stays {
                         for namespace in namespaces {

@@ -78,7 +78,7 @@ impl KeyRing {
             let (inline, file) = (entry.get::<Secret>("key"), entry.get::<PathBuf>("file"));
             let (at, text) = match (inline, file) {
                 (Some(key), None) => ("key", key),
-                (None, Some(file)) => match std::fs::read_to_string(&file) {
+                (None, Some(file)) => match entry.text_file(&file) {
                     Ok(text) => ("file", Secret::new(text)),
                     Err(error) => {
                         entry.mistake("file", format!("{} can't be read: {error}", file.display()));

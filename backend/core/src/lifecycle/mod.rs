@@ -37,6 +37,12 @@ impl Lifecycle {
         Self { cluster, timeouts, tracker }
     }
 
+    /// The same by other bounds, for what begins from now on.
+    #[must_use]
+    pub fn with_timeouts(&self, timeouts: Timeouts) -> Self {
+        Self { timeouts, ..self.clone() }
+    }
+
     /// The cluster.
     pub fn cluster(&self) -> &Arc<dyn Cluster> {
         &self.cluster

@@ -14,5 +14,5 @@ mod sweep;
 pub use lease::{EXPIRED, Leases, lease_name};
 pub use mark::Closing;
 pub use observe::{Item, Observations};
-pub use reaper::Reaper;
+pub use reaper::{Reaper, Scope};
 pub use sweep::Sweep;

@@ -42,6 +42,17 @@ enum Sign {
     Missing,
 }
 
+/// What the configuration says about the reaper's work, and may say anew.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    /// Deletes pods, by its bounds.
+    pub lifecycle: Lifecycle,
+    /// Where pods are.
+    pub namespaces: Vec<String>,
+    /// As [`Reaper::idle_timeout`].
+    pub idle_timeout: Option<Duration>,
+}
+
 /// Watches leases and pods of one cluster.
 #[derive(Debug)]
 pub struct Reaper {
@@ -59,6 +70,7 @@ pub struct Reaper {
     /// Pods that outlive connections.
     idle: Idle,
     idle_timeout: Option<Duration>,
+    scope: Option<watch::Receiver<Scope>>,
 }
 
 /// What a look found.
@@ -90,6 +102,7 @@ impl Reaper {
             busy: HashSet::new(),
             idle: Idle::default(),
             idle_timeout: None,
+            scope: None,
         }
     }
 
@@ -104,6 +117,21 @@ impl Reaper {
     #[must_use]
     pub fn idle_timeout(self, idle_timeout: Option<Duration>) -> Self {
         Self { idle_timeout, ..self }
+    }
+
+    /// From each look on by what this says then.
+    #[must_use]
+    pub fn following(self, scope: watch::Receiver<Scope>) -> Self {
+        Self { scope: Some(scope), ..self }
+    }
+
+    fn rescope(&mut self) {
+        let Some(Scope { lifecycle, namespaces, idle_timeout }) =
+            self.scope.as_mut().map(|scope| scope.borrow_and_update().clone())
+        else {
+            return;
+        };
+        (self.lifecycle, self.namespaces, self.idle_timeout) = (lifecycle, namespaces, idle_timeout);
     }
 
     /// How many pods it has deleted; for metrics.
@@ -130,6 +158,7 @@ impl Reaper {
 
     /// One look, and what follows from it. Deletions run on after it.
     pub async fn round(&mut self) {
+        self.rescope();
         while let Some(done) = self.deleting.try_join_next() {
             if let Ok(uid) = done {
                 self.busy.remove(&uid);

@@ -25,7 +25,7 @@ type Seen = (Instant, BTreeMap<String, Instant>);
 /// compared with ours. A pod is spared for `podStart` + `podStop`: its answer may still be under way.
 #[derive(Debug)]
 pub struct Sweep {
-    spare: Duration,
+    spare: Mutex<Duration>,
     owners: Mutex<BTreeMap<OwnerId, Seen>>,
     /// The same for unknown claims, by uid and connection.
     claimants: Mutex<BTreeMap<OwnerId, Seen>>,
@@ -34,7 +34,17 @@ pub struct Sweep {
 impl Sweep {
     /// Spares what was first seen less than `spare` ago.
     pub fn new(spare: Duration) -> Self {
-        Self { spare, owners: Mutex::default(), claimants: Mutex::default() }
+        Self { spare: Mutex::new(spare), owners: Mutex::default(), claimants: Mutex::default() }
+    }
+
+    /// Spares for so long at least: pods that began by shorter bounds and by longer ones are there at once.
+    pub fn spare_at_least(&self, spare: Duration) {
+        let mut now = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        *now = spare.max(*now);
+    }
+
+    fn spare(&self) -> Duration {
+        *self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The owner has exactly these connections, and these are its pods: gives those to close.
@@ -58,7 +68,7 @@ impl Sweep {
                 continue;
             }
             let first = before.get(&uid).copied().unwrap_or(now);
-            if now.saturating_duration_since(first) >= self.spare && pod.metadata.deletion_timestamp.is_none() {
+            if now.saturating_duration_since(first) >= self.spare() && pod.metadata.deletion_timestamp.is_none() {
                 close.push(reference);
             }
             seen.insert(uid, first);
@@ -88,7 +98,7 @@ impl Sweep {
             for claim in unknown {
                 let key = format!("{}/{}", reference.uid.as_deref().unwrap_or_default(), claim.connection);
                 let first = before.get(&key).copied().unwrap_or(now);
-                if now.saturating_duration_since(first) >= self.spare {
+                if now.saturating_duration_since(first) >= self.spare() {
                     old.push(claim.connection);
                 }
                 seen.insert(key, first);

@@ -48,6 +48,12 @@ impl Sessions {
         Self { lifecycle, leases, shells: Shells::default(), links, places: Places::default() }
     }
 
+    /// The same, with pods by another lifecycle of the same cluster.
+    #[must_use]
+    pub fn with_lifecycle(&self, lifecycle: Lifecycle) -> Self {
+        Self { lifecycle, ..self.clone() }
+    }
+
     /// The links to pods.
     pub fn links(&self) -> &Links {
         &self.links
