@@ -8,6 +8,7 @@ use crate::{
     metrics::Metrics,
     ssh::{Conn, russh_config},
 };
+use podbay::v1;
 use podbay_runtime::{admin::Readiness, shutdown::Shutdown, webhook::Facts};
 use prometheus_client::registry::Registry;
 use std::{
@@ -102,11 +103,18 @@ impl Server {
     }
 
     /// The client of `conn` has logged in: opens the connection at the backend, in a task of its own.
-    pub(crate) fn login(self: &Arc<Self>, conn: &Arc<Conn>, user: &str, known: Facts) {
+    pub(crate) fn login(
+        self: &Arc<Self>,
+        conn: &Arc<Conn>,
+        user: &str,
+        known: Facts,
+        restrictions: Option<v1::Restrictions>,
+    ) {
         let login = Login {
             id: conn.id,
             user: user.to_owned(),
             known,
+            restrictions,
             version: conn.version.get().cloned().unwrap_or_default(),
             port: conn.port,
             remote: conn.remote.to_string(),

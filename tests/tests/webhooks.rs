@@ -1,6 +1,7 @@
 //! Users whom webhooks know: authentication, then configuration, by the server of deploy/examples; and webhooks that are down, slow or lie.
 
-use podbay_tests::{Answered, Running, Setup, World, finish, image, only_embedded, program, wait_until};
+use k8s_openapi::api::core::v1::Pod;
+use podbay_tests::{Answered, Running, Setup, World, finish, image, image_with_agent, program, wait_until};
 use serde_json::json;
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -91,29 +92,33 @@ fn a_user_whom_webhooks_know_gets_their_own_pod() {
     let dir = tempfile::tempdir().expect("a directory");
     let server = webhook(dir.path());
     let url = &server.url;
-    let sections = format!(
-        "
+    let sections = |namespace: &str| {
+        format!(
+            "
 auth:
   password: {{method: webhook, webhook: {{url: '{url}'}}}}
   publicKey: {{method: webhook, webhook: {{url: '{url}'}}}}
   authz: {{method: webhook, webhook: {{url: '{url}'}}}}
-configserver: {{url: '{url}/config', namespaces: [team-red]}}
+configserver: {{url: '{url}/config', namespaces: ['{namespace}']}}
 "
-    );
-    if only_embedded("its role has no rights in a second namespace") {
-        return;
-    }
-    let world = World::with(Setup::Apart, "connection+podbay", |config| config + &sections);
-    let made = world.namespace("team-red");
+        )
+    };
+    let world = World::with_namespaces(Setup::Apart, "connection+podbay", &["team-red"], |config, others| {
+        config + &sections(&others[0])
+    });
+    let red = world.others()[0].clone();
     let public = std::fs::read_to_string(key(&world).with_extension("pub")).unwrap_or_else(|_| {
         let printed = finish(Command::new("ssh-keygen").arg("-y").arg("-f").arg(key(&world)), b"");
         String::from_utf8_lossy(&printed.stdout).into_owned()
     });
-    let file = world.file("greeting");
+    // On the embedded cluster programs see this machine's files.
+    let file = if world.real().is_some() { PathBuf::from("/tmp/greeting") } else { world.file("greeting") };
     let users = json!({
-        "ada": {"keys": [public.trim()], "name": "ada.lovelace", "team": "red", "namespace": made, "image": image(),
+        "ada": {"keys": [public.trim()], "name": "ada.lovelace", "team": "red", "namespace": red, "image": image_with_agent(),
                 "environment": {"GREETING": "hello ada"}, "token": "s3cret", "files": {file.to_str().expect("text"): "from the webhook"}},
         "bob": {"password": hash(&examples())},
+        // Another image, without agent.
+        "kay": {"keys": [public.trim()], "image": image(), "pod": {"disableAgent": true}},
         "eve": {"keys": [public.trim()], "locked": true},
         "gus": {"keys": [public.trim()], "namespace": "kube-system"},
     });
@@ -130,13 +135,22 @@ configserver: {{url: '{url}/config', namespaces: [team-red]}}
     // In its own namespace, under its own name, and not in the file's.
     let mut master = Running::start("ssh", world.ssh(&["-o", "User=ada"]).arg("echo there; sleep 600"));
     master.says("there");
-    let pods = world.pods_in("team-red");
+    let pods = world.pods_in(&red);
     assert_eq!(pods.len(), 1);
+    let image_of = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.containers[0].image.clone());
+    assert_eq!(image_of(&pods[0]), Some(image_with_agent()));
     let labels = pods[0].metadata.labels.clone().expect("labels");
     assert_eq!((labels["team"].as_str(), labels["containerssh_username"].as_str()), ("red", "ada.lovelace"));
     assert_eq!(pods[0].metadata.annotations.as_ref().expect("notes")["podbay.dev/user"], "ada");
     master.kill();
-    wait_until("its pod is gone", || world.pods_in("team-red").is_empty());
+    wait_until("its pod is gone", || world.pods_in(&red).is_empty());
+
+    let mut master = Running::start("ssh", world.ssh(&["-o", "User=kay"]).arg("echo there; exec sleep 600"));
+    master.says("there");
+    let pods = world.pods_in(world.real().map_or("default", |real| &real.namespace));
+    assert_eq!(pods.iter().map(image_of).collect::<Vec<_>>(), [Some(image())]);
+    master.kill();
+    wait_until("its pod is gone", || world.pods().is_empty());
 
     for (user, password) in [("bob", "wrong"), ("nobody", "sesame")] {
         let refused = ssh_with_password(&world, user, password, "true");

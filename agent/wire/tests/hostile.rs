@@ -118,7 +118,7 @@ fn backend_frame() -> impl Strategy<Value = BytesMut> {
     let message = prop_oneof![
         4 => (program(), number(), number(), number(), any::<bool>()).prop_map(|(program, attempt, stdin_offset, stdin_credit, b)| {
             Message::Started(proto::Started {
-                program, attempt, stdin_offset, stdin_credit, resumed: b, stdin_ended: b, pid: 1, terminal: !b,
+                program, attempt, stdin_offset, stdin_credit, resumed: b, stdin_ended: b, pid: 1, terminal: !b, ran_ms: attempt,
             })
         }),
         1 => (program(), number(), 0i32..99).prop_map(|(program, id, refusal)| {

@@ -70,6 +70,8 @@ pub(super) struct Program {
     /// Given up: output is thrown away, the exit is not kept.
     pub(super) released: bool,
     pub(super) keep: Keep,
+    /// When it was asked for.
+    began: Instant,
     /// The link knows the program by Started; before that, nothing else is sent.
     pub(super) announced: bool,
     exit_sent: bool,
@@ -105,6 +107,7 @@ impl Program {
             ending: Ending::No,
             released: false,
             keep: Keep::Orphan(now),
+            began: now,
             announced: false,
             exit_sent: false,
             turn: Out::Stdout,
@@ -134,6 +137,11 @@ impl Program {
             State::Starting => None,
             State::Running { pid } | State::Ended { pid, .. } => Some(pid),
         }
+    }
+
+    /// How long it has run by now; at least a millisecond, since zero stands for supervisors that don't tell.
+    pub(super) fn ran(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.began).max(Duration::from_millis(1))
     }
 
     pub(super) fn ended(&mut self, exit: Exit, now: Instant) {

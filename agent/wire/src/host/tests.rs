@@ -281,6 +281,23 @@ fn another_instance_has_nothing_of_the_first_ones() {
 }
 
 #[test]
+fn how_long_a_program_has_run_is_the_hosts_own_word() {
+    let mut pair = Pair::new();
+    let key = pair.start();
+    pair.pass(SECOND * 7);
+    let again = pair.client.attach(SESSION, Attempt::new(1), true, ResumeFrom::default());
+    pair.settle().expect("a sound host");
+    let ran = |of| {
+        pair.events.iter().find_map(|event| match event {
+            Event::Started { key, ran, .. } if *key == of => Some(*ran),
+            _ => None,
+        })
+    };
+    assert_eq!(ran(key), Some(Some(Duration::from_millis(1))), "zero would say that nobody knows");
+    assert_eq!(ran(again), Some(Some(SECOND * 7)));
+}
+
+#[test]
 fn limits_and_false_offsets_are_refused_by_name() {
     let mut pair = Pair::with(|config| {
         config.max_programs = 1;

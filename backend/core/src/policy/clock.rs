@@ -58,6 +58,25 @@ impl Clock {
         Self { whole: Limit::new(security.max_session_time, began), idle: Limit::new(security.idle_timeout, now) }
     }
 
+    /// For a program that an agent has started or found: its own word counts, and the client's only where it is longer.
+    ///
+    /// # Errors
+    /// `POLICY` where there is a limit and nobody but the client could say how long the program has run.
+    pub fn of_agent(
+        security: &Security,
+        now: Instant,
+        (resumed, known): (bool, Option<Duration>),
+        told: Duration,
+    ) -> Result<Self, Refusal> {
+        match known {
+            None if resumed && !security.max_session_time.is_zero() => {
+                let text = "sessions last only so long here (security.maxSessionTime), and the podbay-agent in the pod is too old to tell how long this one has";
+                Err(Refusal::new(Reason::Policy, text))
+            }
+            known => Ok(Self::new(security, now, told.max(known.unwrap_or_default()))),
+        }
+    }
+
     /// A byte has passed, in whatever direction.
     pub fn active(&mut self, now: Instant) {
         if let Some(idle) = &mut self.idle {

@@ -170,7 +170,8 @@ impl Sessions {
             }
         };
         match event {
-            Event::Started { stdin_offset, stdin_credit, stdin_ended, terminal, .. } => {
+            Event::Started { stdin_offset, stdin_credit, stdin_ended, terminal, resumed, ran, .. } => {
+                let clock = Clock::of_agent(&contents.security, Instant::now(), (resumed, ran), opening.ran)?;
                 let mut durable = Durable {
                     pod,
                     own_pod: None,
@@ -192,7 +193,7 @@ impl Sessions {
                     window_bound: contents.timeouts.window,
                     resizes: VecDeque::new(),
                     policy: contents.security.clone(),
-                    clock: Clock::new(&contents.security, Instant::now(), opening.ran),
+                    clock,
                     cut: None,
                 };
                 durable.control.push_back(Out::Started(v1::Started {

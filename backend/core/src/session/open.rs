@@ -7,11 +7,11 @@ use super::{
 use crate::{
     config::EXEC_DISABLED,
     handle::Contents,
-    policy::{Denied, ORIGINAL_COMMAND, Runs},
+    policy::{Forcer, ORIGINAL_COMMAND, Runs},
     wrapper,
 };
 use podbay::{
-    MAX_CREDIT, SessionId,
+    Denied, MAX_CREDIT, SessionId,
     v1::{self, Reason, Refusal, open::Program, output_when_detached},
 };
 use podbay_agent_wire::output::Policy;
@@ -49,7 +49,7 @@ pub struct Opening {
     pub(super) pty: Option<v1::Pty>,
     /// What becomes of output while no client takes it.
     pub(super) output: Policy,
-    /// How long the program has run already.
+    /// How long the program has run already, as the client says.
     pub(super) ran: Duration,
 }
 
@@ -96,8 +96,19 @@ impl Opening {
             session,
             argv: match runs {
                 Runs::AsAsked => argv(open.program.as_ref(), contents)?,
-                Runs::Forced { command, original } => {
+                Runs::Forced { by, command, original } => {
                     let connection = contents.connection;
+                    let original = match by {
+                        Forcer::Policy if !contents.only_shells => original,
+                        // As sshd with a certificate: what is replaced must be there, and of a subsystem its program is told.
+                        Forcer::Policy | Forcer::Login => {
+                            let asked = argv(open.program.as_ref(), contents)?;
+                            match (by, &open.program) {
+                                (Forcer::Login, Some(Program::Subsystem(_))) => asked.into_iter().next(),
+                                (Forcer::Login | Forcer::Policy, _) => original,
+                            }
+                        }
+                    };
                     tracing::info!(code = "SECURITY_EXEC_FORCING_COMMAND", %connection, %session, "the command is forced");
                     environment.extend(original.map(|original| (ORIGINAL_COMMAND.to_owned(), original)));
                     vec![wrapper::SHELL.to_owned(), "-c".to_owned(), command.to_owned()]
@@ -235,6 +246,7 @@ mod tests {
     use super::*;
     use crate::session::testing::contents;
     use podbay::v1::{Exec, Open, Pty, ResumeFrom, Shell, Subsystem, WindowSize};
+    use proptest::prelude::*;
 
     fn open(program: Program) -> Open {
         Open { session_id: "0".repeat(32), program: Some(program), ..Open::default() }
@@ -298,6 +310,87 @@ mod tests {
     }
 
     #[test]
+    fn what_a_certificate_forces_stands_in_the_place_of_what_is_there() {
+        use crate::policy::Restrictions;
+        let mut contents = contents();
+        let by = Restrictions { force_command: Some("theirs".into()), no_terminal: true };
+        contents.security = contents.security.restricted(&by);
+        let parse = |open: &Open| Opening::parse(open, &contents);
+        let told = |program| {
+            parse(&open(program)).map(|opening| {
+                assert_eq!(opening.argv, ["/bin/sh", "-c", "theirs"]);
+                opening.environment.into_iter().find_map(|(name, value)| (name == ORIGINAL_COMMAND).then_some(value))
+            })
+        };
+        assert_eq!(told(Program::Shell(Shell {})), Ok(None));
+        assert_eq!(told(exec("id  'x' ", &[])), Ok(Some("id  'x' ".to_owned())));
+        assert_eq!(told(exec("", &["a", "b c"])), Ok(Some("a 'b c'".to_owned())));
+        let subsystem = |name: &str| Program::Subsystem(Subsystem { name: name.into() });
+        assert_eq!(told(subsystem("sftp")), Ok(Some("/usr/lib/openssh/sftp-server".to_owned())), "its program");
+        assert_eq!(told(subsystem("x")).map_err(|refusal| refusal.reason()), Err(Reason::SubsystemUnknown));
+        let terminal = Open { pty: Some(Pty::default()), ..open(Program::Shell(Shell {})) };
+        assert_eq!(parse(&terminal).map(drop).map_err(|refusal| refusal.reason()), Err(Reason::Policy));
+    }
+
+    fn any_open() -> impl Strategy<Value = Open> {
+        let program = prop_oneof![
+            Just(None),
+            Just(Some(Program::Shell(Shell {}))),
+            "[a ]{0,3}".prop_map(|line| Some(exec(&line, &[]))),
+            "[-a]{0,2}".prop_map(|word| Some(exec("", &[&word]))),
+            prop::sample::select(vec!["sftp", "x"])
+                .prop_map(|name| Some(Program::Subsystem(Subsystem { name: name.into() }))),
+        ];
+        let names = prop::sample::select(vec!["A", "PATH", "BASH_ENV", ORIGINAL_COMMAND]);
+        let environment = prop::collection::hash_map(names.prop_map(str::to_owned), "[a-z]{0,3}", 0..3);
+        let again = (any::<bool>(), any::<bool>(), 0..3u32);
+        (program, environment, any::<bool>(), again).prop_map(
+            |(program, environment, tty, (resume, take_over, attempt))| Open {
+                session_id: "0".repeat(32),
+                program,
+                environment,
+                pty: tty.then(Pty::default),
+                resume_from: resume.then(ResumeFrom::default),
+                take_over,
+                attempt,
+                ..Open::default()
+            },
+        )
+    }
+
+    proptest! {
+        /// First stream or later one, whatever it asks for: nothing runs but what is forced, and it is told no lie.
+        #[test]
+        fn nothing_gets_past_what_is_forced(
+            server in any::<bool>(), only_shells in any::<bool>(), no_terminal in any::<bool>(),
+            opens in prop::collection::vec(any_open(), 1..8),
+        ) {
+            use crate::policy::Restrictions;
+            let mut contents = Contents { only_shells, ..contents() };
+            if server {
+                contents.security.force_command = "ours".into();
+            }
+            let by = Restrictions { force_command: Some("theirs".into()), no_terminal };
+            contents.security = contents.security.restricted(&by);
+            for open in &opens {
+                let Ok(opening) = Opening::parse(open, &contents) else { continue };
+                let forced = if server { "ours" } else { "theirs" };
+                prop_assert_eq!(&opening.argv, &["/bin/sh", "-c", forced]);
+                prop_assert!(!only_shells || matches!(open.program, Some(Program::Shell(_))));
+                prop_assert!(!(opening.tty && no_terminal));
+                let told = opening.environment.iter().find(|(name, _)| name == ORIGINAL_COMMAND).map(|(_, value)| value.as_str());
+                let asked = match &open.program {
+                    None | Some(Program::Shell(_)) => None,
+                    Some(Program::Exec(exec)) => Some(exec.argv.first().unwrap_or(&exec.command).as_str()),
+                    Some(Program::Subsystem(subsystem)) if server => Some(subsystem.name.as_str()),
+                    Some(Program::Subsystem(_)) => Some("/usr/lib/openssh/sftp-server"),
+                };
+                prop_assert_eq!(told.map(|told| told.trim_matches('\'')), asked);
+            }
+        }
+    }
+
+    #[test]
     fn kuberuns_disable_command_leaves_shells() {
         let contents = Contents { only_shells: true, ..contents() };
         let reason = |program| Opening::parse(&open(program), &contents).map(drop).map_err(|refusal| refusal.reason());
@@ -305,6 +398,11 @@ mod tests {
         assert_eq!(reason(exec("id", &[])), Err(Reason::Policy));
         assert_eq!(reason(exec("", &["id"])), Err(Reason::Policy));
         assert_eq!(reason(Program::Subsystem(Subsystem { name: "sftp".into() })), Err(Reason::Policy));
+        // What is forced is forced in the place of what is allowed.
+        let mut forcing = contents;
+        forcing.security.force_command = "forced".into();
+        let reason = |program| Opening::parse(&open(program), &forcing).map(drop).map_err(|refusal| refusal.reason());
+        assert_eq!((reason(Program::Shell(Shell {})), reason(exec("id", &[]))), (Ok(()), Err(Reason::Policy)));
     }
 
     #[test]
