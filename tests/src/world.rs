@@ -337,8 +337,15 @@ impl World {
         })
     }
 
-    /// With the demo's client certificate, which has the operator right.
     fn as_operator<T>(&self, what: impl AsyncFnOnce(ConnectionServiceClient<Channel>) -> T) -> T {
+        self.by_grpc(async |channel| what(ConnectionServiceClient::new(channel)).await)
+    }
+
+    /// Calls a backend, with the demo's client certificate, which may act for everybody and has the operator right.
+    ///
+    /// # Panics
+    /// If it can't be reached.
+    pub fn by_grpc<T>(&self, what: impl AsyncFnOnce(Channel) -> T) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let read = |name: &str| std::fs::read_to_string(self.state.join(name)).expect(name);
         let env = read("grpc.env");
@@ -350,7 +357,7 @@ impl World {
         let address = format!("https://{address}");
         runtime.block_on(async {
             let endpoint = Endpoint::from_shared(address).and_then(|at| at.tls_config(tls)).expect("an endpoint");
-            what(ConnectionServiceClient::new(endpoint.connect().await.expect("connects"))).await
+            what(endpoint.connect().await.expect("connects")).await
         })
     }
 
