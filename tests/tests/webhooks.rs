@@ -1,7 +1,7 @@
 //! Users whom webhooks know: authentication, then configuration, by the server of deploy/examples; and webhooks that are down, slow or lie.
 
 use k8s_openapi::api::core::v1::Pod;
-use podbay_tests::{Answered, Running, Setup, World, finish, image, image_with_agent, program, wait_until};
+use podbay_tests::{Answered, Running, Setup, World, finish, image, image_with_agent, wait_until};
 use serde_json::json;
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
