@@ -165,3 +165,46 @@ fn a_restriction_holds_for_whoever_finds_the_session_later() {
     });
     world.ends_clean();
 }
+
+#[test]
+fn a_program_that_is_left_alone_again_and_again_ends_in_time_too() {
+    let world = World::with(Setup::Apart, "connection+podbay", |config| config + "security: {maxSessionTime: 3s}\n");
+    world.by_grpc(async |channel| {
+        let owner = id();
+        let (connection, handle) = connect(&channel, &owner, None).await;
+        let (session, began) = (id(), Instant::now());
+        let open = Open {
+            handle: handle.clone().into(),
+            session_id: session.clone(),
+            program: Some(Program::Exec(Exec { command: "exec sleep 1000".into(), argv: Vec::new() })),
+            ..Open::default()
+        };
+        let (to, mut frames) = stream(&channel, open.clone()).await;
+        let first = frames.message().await.expect("no status").expect("a frame").frame;
+        assert!(matches!(first, Some(From::Started(_))), "{first:?}");
+        drop((to, frames));
+        let mut client = SessionServiceClient::new(channel.clone());
+        let exit = loop {
+            let beat = v1::HeartbeatRequest { owner_id: owner.clone(), ..v1::HeartbeatRequest::default() };
+            ConnectionServiceClient::new(channel.clone()).heartbeat(beat).await.expect("renewed");
+            let leave = v1::DetachRequest { handle: handle.clone().into(), session_id: session.clone(), keep: None };
+            client.detach(leave).await.expect("it is there to be left");
+            let collect =
+                v1::CollectExitRequest { handle: handle.clone().into(), session_id: session.clone(), wait: None };
+            if let Some(exit) = client.collect_exit(collect).await.expect("is answered").into_inner().exit {
+                break exit;
+            }
+            assert!(began.elapsed() < PATIENCE, "it runs on");
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        };
+        assert!(began.elapsed() >= Duration::from_secs(3));
+        assert!(matches!(&exit.end, Some(End::Signal(signal)) if signal.name == "HUP"), "{exit:?}");
+        // Who comes late has its end, and not a refusal.
+        let late = Open { take_over: true, resume_from: Some(ResumeFrom::default()), attempt: 2, ..open };
+        let (_to, mut frames) = stream(&channel, late).await;
+        let Went::Ended(told) = follow(&mut frames, PATIENCE).await else { panic!("no end") };
+        assert_eq!(*told, exit);
+        close(&channel, connection).await;
+    });
+    world.ends_clean();
+}

@@ -45,6 +45,8 @@ pub enum Event {
         terminal: bool,
         /// How long it has run; `None` from a supervisor that does not tell.
         ran: Option<Duration>,
+        /// It has ended; its exit follows its output.
+        ended: bool,
     },
     /// The program goes on over a new link.
     Relinked {

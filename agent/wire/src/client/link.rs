@@ -327,6 +327,7 @@ impl Client {
                     pid: started.pid,
                     terminal: started.terminal,
                     ran: (started.ran_ms > 0).then(|| Duration::from_millis(started.ran_ms)),
+                    ended: started.ended,
                 });
             }
             Want::Again => {

@@ -299,7 +299,7 @@ impl Host {
             return;
         }
         program.attempt = attempt;
-        if !self.stopping {
+        if !self.stopping && !program.is_over(now) {
             // Somebody wants it after all.
             program.ending = Ending::No;
         }
@@ -333,6 +333,7 @@ impl Host {
             pid,
             terminal: program.terminal(),
             ran_ms: u64::try_from(program.ran(now).as_millis()).unwrap_or(u64::MAX),
+            ended: program.exit().is_some(),
         };
         self.put(link, to_backend::Message::Started(started));
         self.wake(key);

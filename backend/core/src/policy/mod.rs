@@ -7,7 +7,7 @@
 mod clock;
 mod decide;
 
-pub use clock::{Clock, Tick};
+pub use clock::{Clock, Known, Tick, agents_limit};
 pub use decide::{Ask, ORIGINAL_COMMAND, Runs};
 
 use podbay::v1;

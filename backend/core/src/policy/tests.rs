@@ -325,3 +325,34 @@ fn a_limit_warns_once_and_counts_from_the_programs_start() {
     assert_eq!(Clock::new(&long, start, Duration::ZERO).due(), Some(at(3540)), "a minute before");
     assert_eq!(Clock::new(&Security::default(), start, Duration::ZERO).due(), None);
 }
+
+#[test]
+fn an_agents_word_counts_and_a_clients_only_where_it_is_longer() {
+    let seconds = Duration::from_secs;
+    let limited = Security { max_session_time: seconds(100), ..Security::default() };
+    let now = Instant::now();
+    let left = |known: Known, told| {
+        let mut clock = Clock::of_agent(&limited, now, &known, seconds(told)).expect("known");
+        (0..=100).find(|after| matches!(clock.clone().tick(now + seconds(*after)), Tick::Cut(_))).map(|after| {
+            assert!(
+                matches!(clock.tick(now + seconds(after)), Tick::Cut(refusal) if refusal.reason() == Reason::Policy)
+            );
+            after
+        })
+    };
+    let known = |resumed, ran: Option<u64>| Known { resumed, ran: ran.map(seconds), ended: false };
+    assert_eq!(left(known(true, Some(60)), 0), Some(40));
+    assert_eq!(left(known(true, Some(60)), 70), Some(30), "a client can shorten it");
+    assert_eq!(left(known(true, Some(1000)), 0), Some(0));
+    assert_eq!(left(known(false, None), 0), Some(100), "it begins now");
+    assert_eq!(left(Known { ended: true, ..known(true, Some(1000)) }, 1000), None, "what it has left is for who comes");
+    let unknown = known(true, None);
+    let refusal = Clock::of_agent(&limited, now, &unknown, seconds(5)).expect_err("only the client could say");
+    assert_eq!(refusal.reason(), Reason::Policy);
+    assert!(
+        Clock::of_agent(&Security::default(), now, &unknown, Duration::ZERO).is_ok(),
+        "and nobody need, without a limit"
+    );
+    assert_eq!(agents_limit(&limited), Some(seconds(110)));
+    assert_eq!(agents_limit(&Security::default()), None);
+}
