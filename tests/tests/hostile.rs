@@ -54,17 +54,24 @@ enum Went {
     Ended(Box<v1::Exit>),
 }
 
+/// The program's end, or nothing once it has run for so long on this stream.
 async fn follow(frames: &mut Streaming<v1::RunSessionResponse>, time: Duration) -> Went {
-    let ends = async {
-        loop {
-            match frames.message().await.expect("no status").expect("an exit before the end").frame {
-                Some(From::Exit(exit)) => return Went::Ended(Box::new(exit)),
-                Some(From::Started(started)) => assert!(started.durable),
-                _ => {}
+    let mut patience = PATIENCE;
+    loop {
+        let Ok(frame) = timeout(patience, frames.message()).await else {
+            assert!(patience == time, "no Started in time");
+            return Went::On;
+        };
+        match frame.expect("no status").expect("an exit before the end").frame {
+            Some(From::Exit(exit)) => return Went::Ended(Box::new(exit)),
+            // A start takes what it takes.
+            Some(From::Started(started)) => {
+                assert!(started.durable);
+                patience = time;
             }
+            _ => {}
         }
-    };
-    timeout(time, ends).await.unwrap_or(Went::On)
+    }
 }
 
 async fn close(channel: &Channel, connection_id: String) {
