@@ -114,7 +114,7 @@ fn a_certificate_forces_its_command_on_every_session() {
         // Another session of the same connection is no way around it.
         let socket = format!("ControlPath={}", world.file("control").display());
         let master = &mut authority.ssh(&world, &[FORCED], &["-o", &socket, "-o", "ControlMaster=yes", "-N"]);
-        let mut master = Running::start("ssh", master);
+        let master = Running::start("ssh", master);
         wait_until("the first client is in", || world.file("control").exists());
         for n in 0..3 {
             let over = authority.client(&world, "ada", &["-o", &socket]).arg(format!("id {n}")).output().expect("runs");

@@ -230,8 +230,8 @@ mod tests {
             for _ in 0..200 {
                 penalties.punish(guilty, Offence::AuthFail, began);
             }
-            // Each time another /64 and another IPv4 address, for ten seconds.
-            let at = |n: u32| began + SECOND * 10 * n / FLOOD;
+            // Each time another /64 and another IPv4 address, for eight seconds.
+            let at = |n: u32| began + SECOND * 8 * n / FLOOD;
             for n in 0..FLOOD {
                 let six = Ipv6Addr::from(0x2001_0db8 << 96 | u128::from(n) << 64).into();
                 penalties.punish(six, Offence::AuthFail, at(n));
