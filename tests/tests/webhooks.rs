@@ -206,10 +206,14 @@ fn answer(mut stream: TcpStream, lie: Lie) {
     }
 }
 
-fn http(status: &str, body: &[u8]) -> Lie {
+fn http(status: &str, body: &[u8]) -> Vec<u8> {
     let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nlocation: http://127.0.0.1:1/\r\n\r\n", body.len());
-    Some([head.as_bytes(), body].concat())
+    [head.as_bytes(), body].concat()
 }
+
+/// What a user is told whose settings could not be had, and whose make no sense.
+const NONE: &str = "your configuration can't be asked for at the moment";
+const UNUSABLE: &str = "the configuration that was found for you can't be used";
 
 #[test]
 fn a_webhook_that_fails_gives_a_clear_refusal_and_no_pod() {
@@ -224,16 +228,13 @@ configserver: {{url: '{config}/config', timeout: 500ms, authTimeout: 2s}}
 "
         )
     });
-    // What a user is told whose settings could not be had, and whose make no sense.
-    const NONE: &str = "your configuration can't be asked for at the moment";
-    const UNUSABLE: &str = "the configuration that was found for you can't be used";
-    let ok = |body: &[u8]| http("200 OK", body);
+    let ok = |body: &[u8]| Some(http("200 OK", body));
     let lies: [(&str, Lie, &str); 14] = [
         ("silent", None, NONE),
-        ("down", http("502 Bad Gateway", b"{}"), NONE),
-        ("a redirect", http("302 Found", b"{}"), NONE),
-        ("no right to ask", http("403 Forbidden", b"{}"), NONE),
-        ("made", http("201 Created", b"{}"), NONE),
+        ("down", Some(http("502 Bad Gateway", b"{}")), NONE),
+        ("a redirect", Some(http("302 Found", b"{}")), NONE),
+        ("no right to ask", Some(http("403 Forbidden", b"{}")), NONE),
+        ("made", Some(http("201 Created", b"{}")), NONE),
         ("no JSON", ok(b"<html>all is well</html>"), NONE),
         ("no HTTP", Some(b"220 mail.example.org\r\n".to_vec()), NONE),
         ("cut", Some(b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"success\": true}".to_vec()), NONE),
