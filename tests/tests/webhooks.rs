@@ -135,8 +135,9 @@ configserver: {{url: '{url}/config', namespaces: ['{namespace}']}}
     // In its own namespace, under its own name, and not in the file's.
     let mut master = Running::start("ssh", world.ssh(&["-o", "User=ada"]).arg("echo there; sleep 600"));
     master.says("there");
+    // Earlier connections' pods may take a while to go.
+    wait_until("hers is the only pod", || world.pods_in(&red).len() == 1);
     let pods = world.pods_in(&red);
-    assert_eq!(pods.len(), 1);
     let image_of = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.containers[0].image.clone());
     assert_eq!(image_of(&pods[0]), Some(image_with_agent()));
     let labels = pods[0].metadata.labels.clone().expect("labels");
@@ -147,8 +148,10 @@ configserver: {{url: '{url}/config', namespaces: ['{namespace}']}}
 
     let mut master = Running::start("ssh", world.ssh(&["-o", "User=kay"]).arg("echo there; exec sleep 600"));
     master.says("there");
-    let pods = world.pods_in(world.real().map_or("default", |real| &real.namespace));
-    assert_eq!(pods.iter().map(image_of).collect::<Vec<_>>(), [Some(image())]);
+    let usual = world.real().map_or("default", |real| &real.namespace);
+    wait_until("theirs is the only pod, of their image", || {
+        world.pods_in(usual).iter().map(image_of).collect::<Vec<_>>() == [Some(image())]
+    });
     master.kill();
     wait_until("its pod is gone", || world.pods().is_empty());
 
