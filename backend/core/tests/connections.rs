@@ -253,10 +253,10 @@ fn requests_are_parsed_at_the_door() {
         ("environment", Box::new(|r| drop(r.environment.insert("A".into(), "\0".into())))),
         ("environment", Box::new(|r| drop(r.environment.insert("A".into(), "x".repeat(65 * 1024))))),
         ("metadata", Box::new(|r| r.metadata.extend((0..65).map(|i| (i.to_string(), String::new()))))),
-        ("restrictions.force_command", Box::new(|r| r.restrictions = forces(""))),
-        ("restrictions.force_command", Box::new(|r| r.restrictions = forces(" \n"))),
-        ("restrictions.force_command", Box::new(|r| r.restrictions = forces("a\0"))),
-        ("restrictions.force_command", Box::new(|r| r.restrictions = forces(&"x".repeat(16 * 1024 + 1)))),
+        ("restrictions.force_command", Box::new(|r| r.restrictions = Some(forces("")))),
+        ("restrictions.force_command", Box::new(|r| r.restrictions = Some(forces(" \n")))),
+        ("restrictions.force_command", Box::new(|r| r.restrictions = Some(forces("a\0")))),
+        ("restrictions.force_command", Box::new(|r| r.restrictions = Some(forces(&"x".repeat(16 * 1024 + 1))))),
     ];
     for (field, change) in wrong {
         let mut request = good();
@@ -267,8 +267,8 @@ fn requests_are_parsed_at_the_door() {
     }
 }
 
-fn forces(command: &str) -> Option<v1::Restrictions> {
-    Some(v1::Restrictions { force_command: Some(command.into()), no_terminal: false })
+fn forces(command: &str) -> v1::Restrictions {
+    v1::Restrictions { force_command: Some(command.into()), no_terminal: false }
 }
 
 /// What an owner's heartbeat says of these connections.
