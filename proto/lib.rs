@@ -5,9 +5,11 @@
 //! [`tonic::Status`].
 
 mod id;
+mod policy;
 mod refusal;
 
 pub use id::{ConnectionId, IdError, OwnerId, SessionId};
+pub use policy::Denied;
 pub use refusal::{DOMAIN, code_name, code_of, refusal_of};
 
 /// Generated from `proto/podbay/v1`.

@@ -6,7 +6,8 @@
 It answers POST /password, /pubkey, /authz (the frontend's `auth`) and /config (the backend's `configserver`). FILE is JSON:
 
     {"alice": {"password": "scrypt:SALT:HASH", "keys": ["ssh-ed25519 AAAA..."], "team": "red",
-               "namespace": "users", "image": "debian:12", "environment": {"EDITOR": "vi"}}}
+               "namespace": "users", "image": "debian:12", "environment": {"EDITOR": "vi"},
+               "pod": {"shellCommand": ["/bin/bash", "-l"]}}}
 
 It needs nothing but Python 3.8's standard library. `webhook.py --hash` reads a password and prints what belongs into FILE.
 An attempt that it does not like is answered with 200 and {"success": false}: any other status means that *the server* is
@@ -80,7 +81,8 @@ class Policy:
 
     def config(self, question: dict) -> dict:
         user = self.user(question)
-        pod = {}
+        # Whatever else of `kubernetes.pod` is this user's own.
+        pod = dict(user.get("pod", {}))
         if "namespace" in user:
             pod["metadata"] = {"namespace": user["namespace"], "labels": {"team": user.get("team", "none")}}
         if "image" in user:

@@ -266,6 +266,33 @@ mod tests {
     }
 
     #[test]
+    fn one_network_has_one_penalty_however_many_addresses_it_has() {
+        let startups = Startups { begin: 100, rate: 100, full: 100 };
+        let penalties =
+            PenaltyConfig { exempt: vec!["192.0.2.0/24".parse().expect("a network")], ..PenaltyConfig::default() };
+        let door = Door::new(Bounds { total: 100, per_address: 100, startups }, &penalties);
+        let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+        for n in 0..10_000_u16 {
+            door.punish(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, n, n, n, n).into(), Offence::AuthFail);
+            door.punish(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0x0a00, 1).into(), Offence::AuthFail);
+            door.punish(ip("192.0.2.7"), Offence::AuthFail);
+        }
+        let remembered = door.penalties(ip("10.0.0.1")).expect("not exempt").len();
+        assert_eq!(remembered, 2);
+        for (address, turned) in [
+            ("2001:db8::ffff", true),
+            ("2001:db8:0:1::", false),
+            // The same peer, whichever socket it came by.
+            ("10.0.0.1", true),
+            ("::ffff:10.0.0.1", true),
+            ("10.0.0.2", false),
+            ("192.0.2.7", false),
+        ] {
+            assert_eq!(door.enter(ip(address), 0).err(), turned.then_some(Turned::Penalty), "{address}");
+        }
+    }
+
+    #[test]
     fn one_ipv6_host_is_one_address() {
         let ip = |text: &str| network(text.parse().expect("an address"));
         assert_eq!(ip("2001:db8::1"), ip("2001:db8::ffff:1"));

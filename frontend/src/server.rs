@@ -10,6 +10,7 @@ use crate::{
     ssh::{Conn, russh_config},
 };
 use arc_swap::ArcSwap;
+use podbay::v1;
 use podbay_runtime::{admin::Readiness, reload::Source, shutdown::Shutdown, webhook::Facts};
 use prometheus_client::registry::Registry;
 use std::{
@@ -126,11 +127,18 @@ impl Server {
     }
 
     /// The client of `conn` has logged in: opens the connection at the backend, in a task of its own.
-    pub(crate) fn login(self: &Arc<Self>, conn: &Arc<Conn>, user: &str, known: Facts) {
+    pub(crate) fn login(
+        self: &Arc<Self>,
+        conn: &Arc<Conn>,
+        user: &str,
+        known: Facts,
+        restrictions: Option<v1::Restrictions>,
+    ) {
         let login = Login {
             id: conn.id,
             user: user.to_owned(),
             known,
+            restrictions,
             version: conn.version.get().cloned().unwrap_or_default(),
             port: conn.port,
             remote: conn.remote.to_string(),

@@ -158,6 +158,7 @@ fn accepted(seconds: i64) -> Event {
         mode: v1::ExecutionMode::Connection.into(),
         backend_wait: None,
         heartbeat_interval: None,
+        restricted: false,
     })
 }
 
@@ -191,6 +192,7 @@ impl World {
             id: ConnectionId::from_bytes([7; 16]),
             user: "alice".to_owned(),
             known: podbay_runtime::webhook::Facts::default(),
+            restrictions: None,
             version: String::new(),
             port: 0,
             remote: "192.0.2.1".to_owned(),

@@ -134,3 +134,123 @@ async fn a_sha1_signature_does_not_profit_from_a_better_offer() {
     answers.abort();
     assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 1, "nobody is asked about SHA-1");
 }
+
+/// Answers every question with the bytes that it is given, and counts questions. Nothing = no answer.
+#[derive(Clone, Default)]
+struct Liar {
+    lie: Arc<std::sync::Mutex<Vec<u8>>>,
+    asked: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Liar {
+    async fn start(&self) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let this = self.clone();
+        tokio::spawn(async move {
+            loop {
+                let (_, _, mut stream) = question(&listener).await;
+                this.asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                let lie = this.lie.lock().expect("a lock").clone();
+                tokio::spawn(async move {
+                    if lie.is_empty() {
+                        let _ = stream.read(&mut [0; 16]).await;
+                    }
+                    let _ = stream.write_all(&lie).await;
+                });
+            }
+        });
+        let text = format!("w: {{url: '{url}', timeout: 900ms, authTimeout: 1s}}");
+        let document = Document::parse("t", &text).expect("YAML");
+        let endpoint = endpoint(&mut document.root().section("w"), Duration::from_mins(1));
+        Client::new(endpoint.expect("an endpoint"))
+    }
+
+    fn tells(&self, lie: Vec<u8>) {
+        *self.lie.lock().expect("a lock") = lie;
+    }
+}
+
+fn http(status: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
+    let body = body.as_ref();
+    let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nlocation: http://127.0.0.1:1/\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
+const YES: &str = r#"{"success": true}"#;
+
+fn lies() -> Vec<(&'static str, Vec<u8>)> {
+    let ok = |body: &str| http("200 OK", body);
+    vec![
+        ("silence", Vec::new()),
+        ("an outage", http("503 down", YES)),
+        ("a redirect", http("307 there", YES)),
+        ("no right to ask", http("401 who", YES)),
+        ("not found", http("404 none", YES)),
+        ("created", http("201 made", YES)),
+        ("HTML", ok("<html>welcome</html>")),
+        ("10 MiB", http("200 OK", vec![b' '; 10 << 20])),
+        ("a cut body", b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{\"success\": true}".to_vec()),
+        ("no HTTP", b"+OK ready\r\n".to_vec()),
+        ("a deep one", ok(&"[".repeat(300_000))),
+        ("two minds", ok(r#"{"success": false, "success": true}"#)),
+        ("a word", ok(r#"{"success": "true"}"#)),
+        ("a number", ok(r#"{"success": 1}"#)),
+        ("a list", ok("[true]")),
+        ("just true", ok("true")),
+        ("a key more", ok(r#"{"success": true, "admin": true}"#)),
+        ("a nameless user", ok(r#"{"success": true, "authenticatedUsername": 7}"#)),
+        ("a user with a line", ok(r#"{"success": true, "authenticatedUsername": "root\nadmin"}"#)),
+        ("bare metadata", ok(r#"{"success": true, "metadata": {"a": "b"}}"#)),
+        ("a bad variable", ok(r#"{"success": true, "environment": {"A B": {"value": ""}}}"#)),
+        ("a bad path", ok(r#"{"success": true, "files": {"../x": {"value": ""}}}"#)),
+        (
+            "too much",
+            ok(&format!(r#"{{"success": true, "metadata": {{"a": {{"value": "{}"}}}}}}"#, "x".repeat(17_000))),
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_that_lies_lets_nobody_in_and_is_nobodys_failure() {
+    use russh::keys::{Algorithm, PrivateKey, PrivateKeyWithHashAlg};
+    let key = Arc::new(PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).expect("a key"));
+    for method in ["password", "pubkey", "authz"] {
+        let (liar, honest) = (Liar::default(), Liar::default());
+        honest.tells(http("200 OK", YES));
+        let (asked, yes) = (liar.start().await, honest.start().await);
+        let auth = match method {
+            "password" => AuthConfig { password: Some(asked), ..AuthConfig::default() },
+            "pubkey" => AuthConfig { public_key: Some(asked), ..AuthConfig::default() },
+            _ => AuthConfig { public_key: Some(yes), authz: Some(asked), ..AuthConfig::default() },
+        };
+        let world = World::with(1, |config| config.auth = auth).await;
+        let attempt = async || {
+            let mut ssh = connect(&world).await;
+            let result = if method == "password" {
+                ssh.authenticate_password("carol", "sesame").await
+            } else {
+                ssh.authenticate_publickey("carol", PrivateKeyWithHashAlg::new(Arc::clone(&key), None)).await
+            };
+            (result.expect("an answer").success(), ssh)
+        };
+        for (number, (what, lie)) in lies().into_iter().enumerate() {
+            liar.tells(lie);
+            let before = liar.asked.load(std::sync::atomic::Ordering::SeqCst);
+            // The budget is a second; machines may be busy.
+            let (success, _) = timeout(Duration::from_secs(20), attempt()).await.expect(what);
+            assert!(!success, "{method}: {what}");
+            assert!(
+                liar.asked.load(std::sync::atomic::Ordering::SeqCst) > before,
+                "{method}: {what}: nobody was asked"
+            );
+            assert_eq!(world.metric("auth_attempts_total", "Unavailable"), number as u64 + 1, "{method}: {what}");
+        }
+        assert!(world.script.lock().opened.is_empty(), "{method}: a session began");
+        assert_eq!(world.metric("auth_attempts_total", "Failure"), 0, "{method}");
+        liar.tells(http("200 OK", YES));
+        let (success, _ssh) = attempt().await;
+        assert!(success, "{method}: an honest answer");
+        support::until("the backend is asked", || !world.script.lock().opened.is_empty()).await;
+    }
+}

@@ -46,6 +46,8 @@ pub struct RealCluster {
     pub kubeconfig: PathBuf,
     pub namespace: String,
     pub image: String,
+    /// Further ones, by [`Self::another`].
+    others: Vec<String>,
 }
 
 impl RealCluster {
@@ -53,48 +55,66 @@ impl RealCluster {
     pub fn from_env() -> Option<Self> {
         let kubeconfig = PathBuf::from(std::env::var_os(REAL)?);
         let unique = hex::encode(rand::random::<[u8; 5]>());
-        let this = Self { kubeconfig, namespace: format!("podbay-test-{unique}"), image: image()? };
-        with_client(&this.kubeconfig, async |client| {
-            let metadata = ObjectMeta { name: Some(this.namespace.clone()), ..ObjectMeta::default() };
+        let this = Self { kubeconfig, namespace: format!("podbay-test-{unique}"), image: image()?, others: Vec::new() };
+        this.make_namespace(&this.namespace);
+        Some(this)
+    }
+
+    fn make_namespace(&self, name: &str) {
+        with_client(&self.kubeconfig, async |client| {
+            let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
             let namespace = Namespace { metadata, ..Namespace::default() };
             Api::all(client.clone()).create(&PostParams::default(), &namespace).await.expect("a namespace");
             // Pods are refused until the namespace has its account.
-            let accounts: Api<ServiceAccount> = Api::namespaced(client, &this.namespace);
+            let accounts: Api<ServiceAccount> = Api::namespaced(client, name);
             let deadline = tokio::time::Instant::now() + super::PATIENCE;
             while accounts.get_opt("default").await.expect("answers").is_none() {
                 assert!(tokio::time::Instant::now() < deadline, "the namespace gets no service account");
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
         });
-        Some(this)
     }
 
-    /// Makes what `deploy/rbac.yaml` says in the namespace, and a kubeconfig at `path` for its service account.
-    pub fn least_privilege(&self, path: &Path) {
+    /// Makes one more namespace, where the service account of [`Self::least_privilege`] has the same rights, and gives its name.
+    pub fn another(&mut self, suffix: &str) -> String {
+        let name = format!("{}-{suffix}", self.namespace);
+        self.make_namespace(&name);
+        self.others.push(name.clone());
+        with_client(&self.kubeconfig, async |client| {
+            for document in self.rbac().into_iter().filter(|document| document["kind"] != "ServiceAccount") {
+                self.create_in(&client, &name, document).await;
+            }
+        });
+        name
+    }
+
+    /// What `deploy/rbac.yaml` says, for the service account in this scenario's own namespace.
+    fn rbac(&self) -> Vec<serde_json::Value> {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the project").join("deploy/rbac.yaml");
         let text = std::fs::read_to_string(file).expect("reads");
-        let documents: Vec<serde_json::Value> = text
-            .split("\n---")
-            .filter(|part| part.contains("kind:"))
-            .map(|part| serde_yaml::from_str(part).expect("YAML"))
-            .collect();
-        let token = with_client(&self.kubeconfig, async |client| {
-            let mut account = None;
-            for mut document in documents {
+        let parts = text.split("\n---").filter(|part| part.contains("kind:"));
+        parts
+            .map(|part| {
+                let mut document: serde_json::Value = serde_yaml::from_str(part).expect("YAML");
                 if let Some(subjects) = document.get_mut("subjects").and_then(|subjects| subjects.as_array_mut()) {
                     for subject in subjects {
                         subject["namespace"] = self.namespace.clone().into();
                     }
                 }
-                match document["kind"].as_str() {
-                    Some("ServiceAccount") => {
-                        account = document["metadata"]["name"].as_str().map(str::to_owned);
-                        self.create::<ServiceAccount>(&client, document).await;
-                    }
-                    Some("Role") => self.create::<Role>(&client, document).await,
-                    Some("RoleBinding") => self.create::<RoleBinding>(&client, document).await,
-                    other => panic!("{other:?} in deploy/rbac.yaml"),
+                document
+            })
+            .collect()
+    }
+
+    /// Makes what `deploy/rbac.yaml` says in the namespace, and a kubeconfig at `path` for its service account.
+    pub fn least_privilege(&self, path: &Path) {
+        let token = with_client(&self.kubeconfig, async |client| {
+            let mut account = None;
+            for document in self.rbac() {
+                if document["kind"] == "ServiceAccount" {
+                    account = document["metadata"]["name"].as_str().map(str::to_owned);
                 }
+                self.create_in(&client, &self.namespace, document).await;
             }
             let accounts: Api<ServiceAccount> = Api::namespaced(client, &self.namespace);
             let request = TokenRequest::default();
@@ -115,7 +135,16 @@ impl RealCluster {
         std::fs::write(path, serde_yaml::to_string(&config).expect("YAML")).expect("writes");
     }
 
-    async fn create<K>(&self, client: &Client, document: serde_json::Value)
+    async fn create_in(&self, client: &Client, namespace: &str, document: serde_json::Value) {
+        match document["kind"].as_str() {
+            Some("ServiceAccount") => self.create::<ServiceAccount>(client, namespace, document).await,
+            Some("Role") => self.create::<Role>(client, namespace, document).await,
+            Some("RoleBinding") => self.create::<RoleBinding>(client, namespace, document).await,
+            other => panic!("{other:?} in deploy/rbac.yaml"),
+        }
+    }
+
+    async fn create<K>(&self, client: &Client, namespace: &str, document: serde_json::Value)
     where
         K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
             + DeserializeOwned
@@ -124,11 +153,8 @@ impl RealCluster {
             + std::fmt::Debug,
     {
         let mut object: K = serde_json::from_value(document).expect("an object");
-        object.meta_mut().namespace = Some(self.namespace.clone());
-        Api::<K>::namespaced(client.clone(), &self.namespace)
-            .create(&PostParams::default(), &object)
-            .await
-            .expect("is made");
+        object.meta_mut().namespace = Some(namespace.to_owned());
+        Api::<K>::namespaced(client.clone(), namespace).create(&PostParams::default(), &object).await.expect("is made");
     }
 }
 
@@ -185,7 +211,10 @@ impl Drop for RealCluster {
     fn drop(&mut self) {
         with_client(&self.kubeconfig, async |client| {
             // Whatever is left in it goes with it; a scenario that cares has looked before.
-            let _ = Api::<Namespace>::all(client).delete(&self.namespace, &DeleteParams::default()).await;
+            let namespaces = Api::<Namespace>::all(client);
+            for name in [&self.namespace].into_iter().chain(&self.others) {
+                let _ = namespaces.delete(name, &DeleteParams::default()).await;
+            }
         });
     }
 }

@@ -18,7 +18,7 @@ pub use echo::Loop;
 pub use master::Master;
 pub use process::{Answered, Running, faketime, finish, program, program_of_tests, python, wait_so_long, wait_until};
 pub use terminal::Terminal;
-pub use world::{Setup, World, image, only_embedded};
+pub use world::{Setup, World, image, image_with_agent, only_embedded};
 
 use sha2::{Digest as _, Sha256};
 use std::time::Duration;

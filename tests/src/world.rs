@@ -33,6 +33,11 @@ pub fn image() -> String {
     super::cluster::image().unwrap_or_else(|| EMBEDDED_IMAGE.to_owned())
 }
 
+/// The image of pods with podbay-agent at `/usr/bin/containerssh-agent`, wherever scenarios run.
+pub fn image_with_agent() -> String {
+    if is_real() { agent_image() } else { EMBEDDED_IMAGE.to_owned() }
+}
+
 /// Whether a scenario can't be told on the cluster that the environment names; says so.
 pub fn only_embedded(why: &str) -> bool {
     if is_real() {
@@ -57,6 +62,7 @@ pub struct World {
     parts: BTreeMap<&'static str, Running>,
     /// Behind the parts, so that these end first.
     real: Option<RealCluster>,
+    others: Vec<String>,
     dir: tempfile::TempDir,
     names: AtomicU32,
 }
@@ -69,10 +75,22 @@ impl World {
 
     /// With this mode (`MODE` without agent, `MODE+podbay`, or `MODE+containerssh` with [`Setup::Apart`]), and the configuration changed before it is read ([`Setup::Apart`] only).
     pub fn with(setup: Setup, mode: &str, change: impl Fn(String) -> String) -> Self {
+        Self::with_namespaces(setup, mode, &[], |config, _| change(config))
+    }
+
+    /// The same with further namespaces, where backends have the same rights as in the first; `change` is told their names, which
+    /// [`Self::others`] gives too ([`Setup::Apart`] only).
+    pub fn with_namespaces(
+        setup: Setup,
+        mode: &str,
+        namespaces: &[&str],
+        change: impl Fn(String, &[String]) -> String,
+    ) -> Self {
         let dir = tempfile::Builder::new().prefix("podbay-scenario-").tempdir().expect("a directory");
         let state = dir.path().join("state");
         let real = RealCluster::from_env();
-        let mut world = Self { state, parts: BTreeMap::new(), real, dir, names: AtomicU32::new(0) };
+        let others = Vec::new();
+        let mut world = Self { state, parts: BTreeMap::new(), real, others, dir, names: AtomicU32::new(0) };
         let mut demo = Command::new(program("podbay"));
         // `MODE` or `MODE+AGENT`.
         let (mode, agent) = mode.split_once('+').unwrap_or((mode, "none"));
@@ -105,15 +123,15 @@ impl World {
                 let double = program("containerssh-agent-double");
                 let path = format!("    agentPath: {}\n    metadata:\n", double.display());
                 // By its own path, where the wrapper's shell finds it, too.
-                world.start_apart(|config| {
-                    change(if containerssh { config.replacen("    metadata:\n", &path, 1) } else { config })
+                world.start_apart(namespaces, |config, others| {
+                    change(if containerssh { config.replacen("    metadata:\n", &path, 1) } else { config }, others)
                 });
             }
         }
         world
     }
 
-    fn start_apart(&mut self, change: impl Fn(String) -> String) {
+    fn start_apart(&mut self, namespaces: &[&str], change: impl Fn(String, &[String]) -> String) {
         if self.real.is_none() {
             let mut cluster = Command::new(program("podbay-minicluster"));
             cluster.arg("--kubeconfig").arg(self.kubeconfig()).arg("--state-dir").arg(self.file("cluster"));
@@ -125,11 +143,19 @@ impl World {
             cluster.says("ready");
             self.parts.insert("cluster", cluster);
         }
+        for name in namespaces {
+            let made = match &mut self.real {
+                Some(real) => real.another(name),
+                None => self.namespace(name),
+            };
+            self.others.push(made);
+        }
         let text = std::fs::read_to_string(self.state.join("podbay.yaml")).expect("a configuration");
         let first = text.lines().find_map(|line| line.trim().strip_prefix("addresses: [\"")).expect("an address");
         let first = first.trim_end_matches("\"]").to_owned();
         let second = free_address();
-        let text = change(text.replace(&format!("[\"{first}\"]"), &format!("[\"{first}\", \"{second}\"]")));
+        let text = text.replace(&format!("[\"{first}\"]"), &format!("[\"{first}\", \"{second}\"]"));
+        let text = change(text, &self.others);
         std::fs::write(self.state.join("podbay.yaml"), &text).expect("writes");
         let text = text.replace(&format!("listen: {first}"), &format!("listen: {second}"));
         std::fs::write(self.state.join("second.yaml"), text).expect("writes");
@@ -272,8 +298,13 @@ impl World {
         items.into_iter().filter_map(|lease| lease.metadata.name).collect()
     }
 
+    /// The further namespaces' names.
+    pub fn others(&self) -> &[String] {
+        &self.others
+    }
+
     /// Makes a namespace in the embedded cluster, and gives its name.
-    pub fn namespace(&self, name: &str) -> String {
+    fn namespace(&self, name: &str) -> String {
         self.with_client(async |client| {
             let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
             let namespace = Namespace { metadata, ..Namespace::default() };
@@ -333,8 +364,15 @@ impl World {
         })
     }
 
-    /// With the demo's client certificate, which has the operator right.
     fn as_operator<T>(&self, what: impl AsyncFnOnce(ConnectionServiceClient<Channel>) -> T) -> T {
+        self.by_grpc(async |channel| what(ConnectionServiceClient::new(channel)).await)
+    }
+
+    /// Calls a backend, with the demo's client certificate, which may act for everybody and has the operator right.
+    ///
+    /// # Panics
+    /// If it can't be reached.
+    pub fn by_grpc<T>(&self, what: impl AsyncFnOnce(Channel) -> T) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let read = |name: &str| std::fs::read_to_string(self.state.join(name)).expect(name);
         let env = read("grpc.env");
@@ -346,7 +384,7 @@ impl World {
         let address = format!("https://{address}");
         runtime.block_on(async {
             let endpoint = Endpoint::from_shared(address).and_then(|at| at.tls_config(tls)).expect("an endpoint");
-            what(ConnectionServiceClient::new(endpoint.connect().await.expect("connects"))).await
+            what(endpoint.connect().await.expect("connects")).await
         })
     }
 

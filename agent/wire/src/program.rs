@@ -26,6 +26,8 @@ pub struct Start {
     pub hangup: Hangup,
     /// How long it may run without a link and without Detach; `None` = the supervisor's default.
     pub orphan_timeout: Option<Duration>,
+    /// How long it may run, whoever has it or nobody; `None` = for ever.
+    pub limit: Option<Duration>,
 }
 
 impl Start {
@@ -40,6 +42,7 @@ impl Start {
             output: Policy::Block,
             hangup: Hangup::default(),
             orphan_timeout: None,
+            limit: None,
         }
     }
 }
@@ -161,6 +164,7 @@ impl TryFrom<proto::Start> for Start {
             output: policy(start.output.unwrap_or_default())?,
             hangup: Hangup { term_after: time(hangup.term_after_ms), kill_after: time(hangup.kill_after_ms) },
             orphan_timeout: (start.orphan_timeout_ms > 0).then(|| time(start.orphan_timeout_ms)),
+            limit: (start.limit_ms > 0).then(|| time(start.limit_ms)),
         })
     }
 }
@@ -181,6 +185,7 @@ impl From<&Start> for proto::Start {
                 kill_after_ms: milliseconds(start.hangup.kill_after),
             }),
             orphan_timeout_ms: start.orphan_timeout.map_or(0, |time| milliseconds(time).max(1)),
+            limit_ms: start.limit.map_or(0, |time| milliseconds(time).max(1)),
             ..Self::default()
         }
     }
@@ -314,6 +319,7 @@ mod tests {
         });
         start.output = Policy::Spill { max: 7, keep_last: true };
         start.orphan_timeout = Some(Duration::from_secs(3));
+        start.limit = Some(Duration::from_secs(4));
         assert_eq!(Start::try_from(proto::Start::from(&start)), Ok(start.clone()));
         assert!(!format!("{start:?} {:?}", proto::Start::from(&start)).contains("1=2"));
     }

@@ -47,6 +47,7 @@ fn start() -> impl Strategy<Value = proto::Start> {
         from,
         hangup: Some(proto::Hangup { term_after_ms: a, kill_after_ms: b }),
         orphan_timeout_ms: b,
+        limit_ms: b,
         ..proto::Start::default()
     })
 }
@@ -118,7 +119,7 @@ fn backend_frame() -> impl Strategy<Value = BytesMut> {
     let message = prop_oneof![
         4 => (program(), number(), number(), number(), any::<bool>()).prop_map(|(program, attempt, stdin_offset, stdin_credit, b)| {
             Message::Started(proto::Started {
-                program, attempt, stdin_offset, stdin_credit, resumed: b, stdin_ended: b, pid: 1, terminal: !b,
+                program, attempt, stdin_offset, stdin_credit, resumed: b, stdin_ended: b, pid: 1, terminal: !b, ran_ms: attempt, ended: b,
             })
         }),
         1 => (program(), number(), 0i32..99).prop_map(|(program, id, refusal)| {

@@ -41,6 +41,8 @@ pub const PERSISTENT_YES: &str = "true";
 pub const CLAIM: &str = "claim.podbay.dev/";
 /// Annotation: differs after every claim.
 pub const CLAIMED: &str = "podbay.dev/claimed";
+/// Annotation: the connection's policy (JSON), where the config webhook or the user's credentials made it another than the file's.
+pub const POLICY: &str = "podbay.dev/policy";
 /// Annotation: `connection`, `session` or `persistent`.
 pub const MODE: &str = "podbay.dev/mode";
 

@@ -253,6 +253,10 @@ fn requests_are_parsed_at_the_door() {
         ("environment", Box::new(|r| drop(r.environment.insert("A".into(), "\0".into())))),
         ("environment", Box::new(|r| drop(r.environment.insert("A".into(), "x".repeat(65 * 1024))))),
         ("metadata", Box::new(|r| r.metadata.extend((0..65).map(|i| (i.to_string(), String::new()))))),
+        ("restrictions.force_command", Box::new(|r| r.restrictions = Some(forces("")))),
+        ("restrictions.force_command", Box::new(|r| r.restrictions = Some(forces(" \n")))),
+        ("restrictions.force_command", Box::new(|r| r.restrictions = Some(forces("a\0")))),
+        ("restrictions.force_command", Box::new(|r| r.restrictions = Some(forces(&"x".repeat(16 * 1024 + 1))))),
     ];
     for (field, change) in wrong {
         let mut request = good();
@@ -261,6 +265,10 @@ fn requests_are_parsed_at_the_door() {
         assert_eq!(refusal.reason(), Reason::InvalidRequest);
         assert!(refusal.message.contains(field), "{}", refusal.message);
     }
+}
+
+fn forces(command: &str) -> v1::Restrictions {
+    v1::Restrictions { force_command: Some(command.into()), no_terminal: false }
 }
 
 /// What an owner's heartbeat says of these connections.

@@ -194,6 +194,8 @@ impl Pump {
             return Stop::Failed(anyhow::anyhow!("a program can run detached only where podbay-agent runs in the pod"));
         }
         let mut queue: VecDeque<To> = self.unanswered.iter().cloned().collect();
+        // A backend that is done takes nothing more, while its last frames are still here to be read.
+        let mut takes = true;
         loop {
             if queue.is_empty() {
                 let next_id = &mut self.next_id;
@@ -210,12 +212,10 @@ impl Pump {
                     Ok(None) => return Stop::Lost("the backend ended the stream".into()),
                     Err(status) => return Self::broken(&status),
                 },
-                permit = to.reserve(), if !queue.is_empty() => {
-                    let Ok(permit) = permit else { return Stop::Lost("the stream ended".into()) };
-                    if let Some(frame) = queue.pop_front() {
-                        permit.send(send(frame));
-                    }
-                }
+                permit = to.reserve(), if takes && !queue.is_empty() => match permit {
+                    Ok(permit) => if let Some(frame) = queue.pop_front() { permit.send(send(frame)) },
+                    Err(_) => takes = false,
+                },
                 Some((stream, written)) = local.written.recv() => match written {
                     Ok((end, len)) => queue.extend(self.output(stream).wrote(stream, end, len).into_iter().flatten()),
                     Err(_) => return self.leave(&to).await,

@@ -19,7 +19,7 @@ pub mod startups;
 pub use channel::{ChannelState, Program, PtyRequest, Request, Start, Step, WindowSize};
 pub use env::{EnvError, Environment};
 pub use exit::{Ending, Report};
-pub use policy::{Denied, Policy};
+pub use policy::Policy;
 pub use queue::{InputQueue, Piece};
 pub use session::{ClientSession, Event, Violation};
 pub use soft_stop::{Limits, SoftStop, TINY, WindowExceeded};

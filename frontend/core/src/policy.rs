@@ -2,7 +2,10 @@
 //! enforces it whatever is answered here.
 
 use crate::{Program, Request, Start, channel::NotText};
-use podbay::v1::{self, rule::Mode};
+use podbay::{
+    Denied,
+    v1::{self, rule::Mode},
+};
 
 /// The policy of a connection. The default lets everything pass.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -28,43 +31,6 @@ pub enum Rule {
     But(Vec<String>),
     /// Only these.
     Only(Vec<String>),
-}
-
-/// What a policy refuses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
-    /// A variable.
-    #[error("the policy of this server does not allow this environment variable")]
-    Env,
-    /// A command.
-    #[error("the policy of this server does not allow this command")]
-    Exec,
-    /// A shell.
-    #[error("the policy of this server does not allow a shell")]
-    Shell,
-    /// A subsystem.
-    #[error("the policy of this server does not allow this subsystem")]
-    Subsystem,
-    /// A terminal.
-    #[error("the policy of this server does not allow a terminal (ssh -T asks for none)")]
-    Tty,
-    /// A signal.
-    #[error("the policy of this server does not allow this signal")]
-    Signal,
-}
-
-impl Denied {
-    /// ContainerSSH's code for the log.
-    pub const fn code(self) -> &'static str {
-        match self {
-            Self::Env => "SECURITY_ENV_REJECTED",
-            Self::Exec => "SECURITY_EXEC_REJECTED",
-            Self::Shell => "SECURITY_SHELL_REJECTED",
-            Self::Subsystem => "SECURITY_SUBSYSTEM_REJECTED",
-            Self::Tty => "SECURITY_TTY_REJECTED",
-            Self::Signal => "SECURITY_SIGNAL_REJECTED",
-        }
-    }
 }
 
 impl Default for Rule {

@@ -3,6 +3,7 @@
 //! Whether the client has the certificate's key is russh's to verify; everything that the certificate says is checked here.
 
 use super::Network;
+use podbay::v1;
 use podbay_runtime::webhook::Entry;
 use russh::keys::{
     Algorithm, Certificate, PublicKey,
@@ -35,16 +36,38 @@ pub enum CertificateError {
     /// `source-address`.
     #[error("its source-address does not name where the client is")]
     Address,
+    /// `force-command` that no server could run.
+    #[error("its force-command is blank, longer than 16 KiB, or holds a NUL")]
+    Command,
     /// A restriction that would not be kept.
     #[error("its critical option {0:?} is not supported, and a restriction is never ignored")]
     Option(String),
 }
 
-/// What a certificate lets its holder do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The longest `force-command`: what the contract takes.
+const MAX_COMMAND: usize = 16 * 1024;
+
+/// What a certificate lets its holder do. Of OpenSSH's other extensions nothing is kept: whoever has `permit-port-forwarding`,
+/// `permit-agent-forwarding`, `permit-X11-forwarding` or `permit-user-rc` gets none of it here either.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Permits {
     /// `permit-pty`
     pub pty: bool,
+    /// `force-command`: what runs whatever is asked for.
+    pub force_command: Option<String>,
+}
+
+impl Permits {
+    /// Everything: what who has no certificate may do.
+    pub const fn all() -> Self {
+        Self { pty: true, force_command: None }
+    }
+
+    /// What the backend is to keep; `None` = there is no restriction.
+    pub fn restrictions(&self) -> Option<v1::Restrictions> {
+        (*self != Self::all())
+            .then(|| v1::Restrictions { force_command: self.force_command.clone(), no_terminal: !self.pty })
+    }
 }
 
 impl Authorities {
@@ -87,8 +110,15 @@ impl Authorities {
         if !certificate.valid_principals().iter().any(|principal| principal == user) {
             return Err(CertificateError::Principal);
         }
+        let mut force_command = None;
         for (name, value) in certificate.critical_options().iter() {
             match name.as_str() {
+                "force-command" => {
+                    if value.trim().is_empty() || value.len() > MAX_COMMAND || value.contains('\0') {
+                        return Err(CertificateError::Command);
+                    }
+                    force_command = Some(value.clone());
+                }
                 "source-address" => {
                     let networks: Result<Vec<Network>, _> = value.split(',').map(str::parse).collect();
                     if !networks.is_ok_and(|networks| networks.iter().any(|network| network.contains(remote))) {
@@ -98,7 +128,7 @@ impl Authorities {
                 other => return Err(CertificateError::Option(other.chars().take(60).collect())),
             }
         }
-        Ok(Permits { pty: certificate.extensions().contains_key("permit-pty") })
+        Ok(Permits { pty: certificate.extensions().contains_key("permit-pty"), force_command })
     }
 }
 
@@ -142,8 +172,8 @@ mod tests {
         let remote: IpAddr = "10.1.2.3".parse().expect("an address");
         let check = |certificate: &Certificate, user, now| authorities.check(certificate, user, remote, now);
         let plain = signed(&authority, |_| {});
-        assert_eq!(check(&plain, "alice", 1000), Ok(Permits { pty: true }));
-        assert_eq!(check(&plain, "alice", 1999), Ok(Permits { pty: true }));
+        assert_eq!(check(&plain, "alice", 1000), Ok(Permits::all()));
+        assert_eq!(check(&plain, "alice", 1999), Ok(Permits::all()));
         for now in [0, 999, 2000, u64::MAX] {
             assert_eq!(check(&plain, "alice", now), Err(CertificateError::Expired(1000, 2000)));
         }
@@ -153,11 +183,21 @@ mod tests {
         assert_eq!(check(&host, "alice", 1500), Err(CertificateError::NotAUsers));
         let from =
             |networks: &str| signed(&authority, |builder| drop(builder.critical_option("source-address", networks)));
-        assert_eq!(check(&from("192.168.0.0/16,10.0.0.0/8"), "alice", 1500), Ok(Permits { pty: true }));
+        assert_eq!(check(&from("192.168.0.0/16,10.0.0.0/8"), "alice", 1500), Ok(Permits::all()));
         for networks in ["192.168.0.0/16", "10.0.0.0/8,nonsense", "10.1.2.3/8", ""] {
             assert_eq!(check(&from(networks), "alice", 1500), Err(CertificateError::Address), "{networks}");
         }
-        for option in ["force-command", "verify-required", "no-such@example.org"] {
+        let forced = |command: &str| {
+            let with = |builder: &mut Builder| drop(builder.critical_option("force-command", command));
+            check(&signed(&authority, with), "alice", 1500)
+        };
+        let permits = forced("id; echo \"$SSH_ORIGINAL_COMMAND\" ").expect("in");
+        assert!(permits.pty);
+        assert_eq!(permits.force_command.as_deref(), Some("id; echo \"$SSH_ORIGINAL_COMMAND\" "), "to the last blank");
+        for command in ["", " \t\n", "a\0b", &"x".repeat(MAX_COMMAND + 1)] {
+            assert_eq!(forced(command), Err(CertificateError::Command));
+        }
+        for option in ["verify-required", "no-such@example.org", "Force-Command", "permit-pty"] {
             let restricted = signed(&authority, |builder| drop(builder.critical_option(option, "x")));
             assert_eq!(check(&restricted, "alice", 1500), Err(CertificateError::Option(option.to_owned())));
         }
@@ -180,6 +220,9 @@ mod tests {
             Builder::new(vec![7; 16], key().public_key().key_data().clone(), 1000, 2000).expect("a builder");
         builder.valid_principal("alice").expect("a principal");
         let bare = builder.sign(&authority).expect("signed");
-        assert_eq!(authorities.check(&bare, "alice", remote, 1500), Ok(Permits { pty: false }));
+        let permits = authorities.check(&bare, "alice", remote, 1500).expect("in");
+        assert_eq!(permits, Permits { pty: false, force_command: None });
+        assert_eq!(permits.restrictions(), Some(v1::Restrictions { force_command: None, no_terminal: true }));
+        assert_eq!(Permits::all().restrictions(), None);
     }
 }

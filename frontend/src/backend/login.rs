@@ -38,6 +38,8 @@ pub struct Login {
     pub user: String,
     /// What authentication has learnt about it.
     pub known: Facts,
+    /// What the user's own credentials restrict the connection to.
+    pub restrictions: Option<v1::Restrictions>,
     /// The client's identification.
     pub version: String,
     /// The client's port.
@@ -184,6 +186,13 @@ impl Login {
         while let Some(event) = timeout_at(opening.deadline, events.next()).await.map_err(|_| Stopped::TooLate)? {
             match event?.event {
                 Some(v1::open_connection_response::Event::Accepted(accepted)) => {
+                    if self.restrictions.is_some() && !accepted.restricted {
+                        // An older replica: another one may be newer, and what was begun here is undone.
+                        let text =
+                            "the server that was asked can't keep your certificate's restrictions; try again later";
+                        let refusal = v1::Refusal::new(v1::Reason::Draining, text);
+                        return Err(Failure::Answered(replica, refusal.into_status()).into());
+                    }
                     claim.told(accepted.heartbeat_interval.and_then(|d| Duration::try_from(d).ok()));
                     let terms = opening.accepted(accepted.into());
                     self.phase.send_replace(Phase::Starting { terms, progress: None, since: Instant::now() });
@@ -228,6 +237,7 @@ impl Login {
             sensitive_files: sensitive(files),
             client_version: self.version.clone(),
             remote_port: self.port.into(),
+            restrictions: self.restrictions.clone(),
         }
     }
 

@@ -13,8 +13,8 @@ use crate::{
     ssh::{Conn, LateAnswer, TOO_MANY},
 };
 use futures::StreamExt as _;
-use podbay::{SessionId, v1};
-use podbay_frontend_core::{Denied, Ending, Event, Start};
+use podbay::{Denied, SessionId, v1};
+use podbay_frontend_core::{Ending, Event, Start};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info};
@@ -135,7 +135,7 @@ impl<'a> Starting<'a> {
                 info!(connection = %self.conn.id, code, "refused by policy");
                 return Err(match denied {
                     // Its request was answered with success already.
-                    Denied::Tty => self.lost(&denied.to_string()),
+                    Denied::Tty => self.lost(&format!("{denied} (ssh -T asks for none)")),
                     Denied::Env | Denied::Exec | Denied::Shell | Denied::Subsystem | Denied::Signal => {
                         NotStarted::Refused(denied.to_string())
                     }

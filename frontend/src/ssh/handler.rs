@@ -138,7 +138,7 @@ impl Callbacks {
             failures: 0,
             user: String::new(),
             known: Facts::default(),
-            permits: Permits { pty: true },
+            permits: Permits::all(),
             offered: None,
             offers: 0,
             watch,
@@ -336,7 +336,7 @@ impl Handler for Callbacks {
         // From here on the connection's own reads notice.
         self.watch = Watch::default();
         self.offered = None;
-        self.conn.server.login(&self.conn, &self.user, std::mem::take(&mut self.known));
+        self.conn.server.login(&self.conn, &self.user, std::mem::take(&mut self.known), self.permits.restrictions());
         Ok(())
     }
 

@@ -46,6 +46,8 @@ pub struct Script {
     pub max_sessions: u32,
     /// The rest of the policy.
     pub policy: v1::Policy,
+    /// As backends of today do.
+    pub keeps_restrictions: bool,
     /// What Accepted tells.
     pub first_heartbeat: Option<Duration>,
     /// What heartbeats' answers tell.
@@ -74,6 +76,7 @@ impl Default for Script {
             subsystems: vec!["echo".to_owned()],
             max_sessions: 0,
             policy: v1::Policy::default(),
+            keeps_restrictions: true,
             first_heartbeat: None,
             heartbeat: Some(Duration::from_millis(200)),
             owner_expired: false,
@@ -211,6 +214,7 @@ impl ConnectionService for Service {
                     mode,
                     backend_wait: None,
                     heartbeat_interval: script.first_heartbeat.and_then(wire),
+                    restricted: script.keeps_restrictions && request.restrictions.is_some(),
                 },
             )
         };

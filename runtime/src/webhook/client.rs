@@ -1,6 +1,6 @@
 //! Asking: a JSON object over, one back, within bounds.
 
-use super::config::Endpoint;
+use super::{config::Endpoint, unique::Unique};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::{Request, StatusCode, header};
@@ -66,6 +66,12 @@ impl CallError {
     }
 }
 
+fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, CallError> {
+    serde_json::from_slice(body)
+        .and_then(|Unique(value)| serde_json::from_value(value))
+        .map_err(|error| CallError::Decode(error.to_string()))
+}
+
 /// No answer, after all tries.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{last} ({tries} tries)")]
@@ -114,9 +120,7 @@ impl Client {
             tries += 1;
             let bound = self.0.timeout.min(deadline.saturating_duration_since(Instant::now()));
             let answer = timeout(bound, self.call(path, body.clone())).await;
-            let answer = answer
-                .unwrap_or(Err(CallError::Timeout(bound)))
-                .and_then(|body| serde_json::from_slice(&body).map_err(|error| CallError::Decode(error.to_string())));
+            let answer = answer.unwrap_or(Err(CallError::Timeout(bound))).and_then(|body| decode(&body));
             let last = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,

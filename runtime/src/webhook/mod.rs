@@ -4,6 +4,7 @@
 mod client;
 mod config;
 mod facts;
+mod unique;
 
 pub use client::{CallError, Client, GaveUp};
 pub use config::{Endpoint, endpoint};

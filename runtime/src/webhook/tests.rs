@@ -1,3 +1,5 @@
+mod lies;
+
 use super::*;
 use crate::config::Document;
 use serde_json::{Value, json};

@@ -9,6 +9,7 @@ use crate::{
     proto::{self, Reason},
 };
 use bytes::Bytes;
+use std::time::Duration;
 
 /// What happened. Those with a `key` of a program that the user closed come no more after [`Event::Closed`].
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +43,10 @@ pub enum Event {
         pid: u32,
         /// Whether it has one.
         terminal: bool,
+        /// How long it has run; `None` from a supervisor that does not tell.
+        ran: Option<Duration>,
+        /// It has ended; its exit follows its output.
+        ended: bool,
     },
     /// The program goes on over a new link.
     Relinked {

@@ -12,7 +12,10 @@ use crate::{
     proto::{self, Reason, ToAgent, ToBackend, to_agent, to_backend},
 };
 use bytes::{BufMut as _, BytesMut};
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 #[derive(Debug)]
 pub(super) enum Link {
@@ -323,6 +326,8 @@ impl Client {
                     stdin_ended: started.stdin_ended,
                     pid: started.pid,
                     terminal: started.terminal,
+                    ran: (started.ran_ms > 0).then(|| Duration::from_millis(started.ran_ms)),
+                    ended: started.ended,
                 });
             }
             Want::Again => {

@@ -299,7 +299,7 @@ impl Host {
             return;
         }
         program.attempt = attempt;
-        if !self.stopping {
+        if !self.stopping && !program.is_over(now) {
             // Somebody wants it after all.
             program.ending = Ending::No;
         }
@@ -308,7 +308,7 @@ impl Host {
             program.begin(claim.from);
         }
         self.give(key, claim);
-        self.send_started(key, true);
+        self.send_started(key, true, now);
     }
 
     fn give(&mut self, key: ProgramKey, claim: &Claim) {
@@ -319,7 +319,7 @@ impl Host {
     }
 
     /// Tells the program's link that it has it; only once it runs.
-    pub(super) fn send_started(&mut self, key: ProgramKey, resumed: bool) {
+    pub(super) fn send_started(&mut self, key: ProgramKey, resumed: bool, now: Instant) {
         let Some(program) = self.programs.get_mut(&key) else { return };
         let (Some(pid), Some((link, number))) = (program.pid(), program.link) else { return };
         program.announced = true;
@@ -332,6 +332,8 @@ impl Host {
             stdin_ended: program.stdin.ended(),
             pid,
             terminal: program.terminal(),
+            ran_ms: u64::try_from(program.ran(now).as_millis()).unwrap_or(u64::MAX),
+            ended: program.exit().is_some(),
         };
         self.put(link, to_backend::Message::Started(started));
         self.wake(key);

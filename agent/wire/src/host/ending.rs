@@ -42,7 +42,7 @@ impl Host {
             self.remove(key);
             return;
         }
-        if program.exit().is_none() && program.orphaned_at().is_some_and(|at| now >= at) {
+        if program.exit().is_none() && program.end_at().is_some_and(|at| now >= at) {
             self.begin_ending(key, now);
         }
         self.go_on_ending(key, now);
@@ -132,15 +132,16 @@ impl Host {
 }
 
 impl super::program::Program {
-    /// When a running program without a link is to be ended.
-    fn orphaned_at(&self) -> Option<Instant> {
-        if self.link.is_some() || self.ending != Ending::No {
+    /// When a running program is to be ended: without a link after a while, and with one too when its time is over.
+    fn end_at(&self) -> Option<Instant> {
+        if self.ending != Ending::No {
             return None;
         }
-        Some(match self.keep {
+        let orphaned = self.link.is_none().then(|| match self.keep {
             Keep::Orphan(since) => since + self.orphan_timeout,
             Keep::Until(at) => at,
-        })
+        });
+        orphaned.into_iter().chain(self.limit).min()
     }
 
     /// When an exit that nobody collects is forgotten.
@@ -161,8 +162,8 @@ impl super::program::Program {
             (None, Ending::Hup { term_at }) => Some(term_at),
             (None, Ending::Term { kill_at }) => Some(kill_at),
         };
-        let orphaned = if self.exit().is_none() { self.orphaned_at() } else { None };
+        let over = if self.exit().is_none() { self.end_at() } else { None };
         let stuck = self.stdout.is_stuck() || self.stderr.as_ref().is_some_and(crate::output::Output::is_stuck);
-        [ending, orphaned, self.forget_at(retention), stuck.then_some(retry_at)].into_iter().flatten().min()
+        [ending, over, self.forget_at(retention), stuck.then_some(retry_at)].into_iter().flatten().min()
     }
 }

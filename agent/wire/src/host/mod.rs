@@ -242,7 +242,7 @@ impl Host {
                     // Given up before it ran; the signal that was to end it found nothing.
                     self.actions.push_back(Action::Signal { program: key, name: "HUP".into(), request: None });
                 }
-                self.send_started(key, false);
+                self.send_started(key, false, now);
             }
             Err(refusal) => {
                 self.close_program(key, refusal.reason, &refusal.message, now);

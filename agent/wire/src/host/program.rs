@@ -70,6 +70,10 @@ pub(super) struct Program {
     /// Given up: output is thrown away, the exit is not kept.
     pub(super) released: bool,
     pub(super) keep: Keep,
+    /// When it was asked for.
+    began: Instant,
+    /// When its time is over, whoever has it.
+    pub(super) limit: Option<Instant>,
     /// The link knows the program by Started; before that, nothing else is sent.
     pub(super) announced: bool,
     exit_sent: bool,
@@ -105,6 +109,8 @@ impl Program {
             ending: Ending::No,
             released: false,
             keep: Keep::Orphan(now),
+            began: now,
+            limit: start.limit.and_then(|limit| now.checked_add(limit)),
             announced: false,
             exit_sent: false,
             turn: Out::Stdout,
@@ -134,6 +140,16 @@ impl Program {
             State::Starting => None,
             State::Running { pid } | State::Ended { pid, .. } => Some(pid),
         }
+    }
+
+    /// Whether it may run no longer.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.limit.is_some_and(|limit| now >= limit)
+    }
+
+    /// How long it has run by now, or until its end; at least a millisecond, since zero stands for supervisors that don't tell.
+    pub(super) fn ran(&self, now: Instant) -> Duration {
+        self.ended_at().unwrap_or(now).saturating_duration_since(self.began).max(Duration::from_millis(1))
     }
 
     pub(super) fn ended(&mut self, exit: Exit, now: Instant) {

@@ -281,6 +281,58 @@ fn another_instance_has_nothing_of_the_first_ones() {
 }
 
 #[test]
+fn how_long_a_program_has_run_is_the_hosts_own_word() {
+    let mut pair = Pair::new();
+    let key = pair.start();
+    pair.pass(SECOND * 7);
+    let again = pair.client.attach(SESSION, Attempt::new(1), true, ResumeFrom::default());
+    pair.settle().expect("a sound host");
+    let ran = |of| {
+        pair.events.iter().find_map(|event| match event {
+            Event::Started { key, ran, .. } if *key == of => Some(*ran),
+            _ => None,
+        })
+    };
+    assert_eq!(ran(key), Some(Some(Duration::from_millis(1))), "zero would say that nobody knows");
+    assert_eq!(ran(again), Some(Some(SECOND * 7)));
+}
+
+#[test]
+fn a_programs_time_is_over_whoever_has_it_and_however_often_it_is_taken() {
+    for attached in [true, false] {
+        let mut pair = Pair::new();
+        let mut start = Start::new(["x"]);
+        start.limit = Some(SECOND * 9);
+        let key = pair.client.start(SESSION, Attempt::new(1), &start, ResumeFrom::default());
+        pair.settle().expect("a sound host");
+        if !attached {
+            pair.client.detach(key, Some(SECOND * 1000));
+            pair.settle().expect("a sound host");
+        }
+        pair.pass(SECOND * 8);
+        assert!(pair.signals.is_empty(), "{:?}", pair.signals);
+        pair.pass(SECOND);
+        assert_eq!(pair.signals, ["HUP"], "attached: {attached}");
+        // Whoever takes it now does not get it more time.
+        for _ in 0..10 {
+            pair.client.attach(SESSION, Attempt::new(1), true, ResumeFrom::default());
+            pair.settle().expect("a sound host");
+            pair.pass(SECOND);
+        }
+        assert_eq!(pair.signals, ["HUP", "TERM", "KILL"]);
+        pair.exit(0);
+        pair.pass(SECOND * 4);
+        let late = pair.client.attach(SESSION, Attempt::new(1), true, ResumeFrom::default());
+        pair.settle().expect("a sound host");
+        let told = pair.events.iter().find_map(|event| match event {
+            Event::Started { key, ran, ended, .. } if *key == late => Some((*ran, *ended)),
+            _ => None,
+        });
+        assert_eq!(told, Some((Some(SECOND * 19), true)), "until its end");
+    }
+}
+
+#[test]
 fn limits_and_false_offsets_are_refused_by_name() {
     let mut pair = Pair::with(|config| {
         config.max_programs = 1;

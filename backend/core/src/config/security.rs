@@ -1,20 +1,17 @@
 //! `security` as a configuration says it: read into [`Security`], and checked.
 
-use crate::policy::{Forwarding, Mode, Most, Rule, Security};
+use crate::policy::{Forcer, Forwarding, MAX_FORCED, Mode, Most, Rule, Security};
 use podbay_runtime::config::Section;
 use std::{num::NonZeroU32, time::Duration};
 
 /// The most entries of one list, and bytes of all of one: a policy goes into every handle (64 KiB).
 const MAX_LIST: (usize, usize) = (1000, 16 * 1024);
 
-/// The longest `forceCommand`.
-const MAX_COMMAND: usize = 16 * 1024;
-
 impl Security {
     /// Reads the section; what is not there stays unset, so that the result can be laid over another ([`Self::merged`]).
     pub fn read(section: &mut Section) -> Self {
         let force_command: String = section.or("forceCommand", String::new());
-        if force_command.len() > MAX_COMMAND || force_command.contains('\0') {
+        if force_command.len() > MAX_FORCED || force_command.contains('\0') {
             section.mistake("forceCommand", "must be at most 16 KiB without NUL");
         } else if !force_command.is_empty() && force_command.trim().is_empty() {
             section.mistake("forceCommand", "is blank: write a command, or \"\" for none");
@@ -32,6 +29,7 @@ impl Security {
         Self {
             default_mode: mode(section, "defaultMode"),
             force_command,
+            forced_by: Forcer::Policy,
             env: rule(&mut section.section("env")),
             command: command(&mut section.section("command")),
             shell: mode(&mut section.section("shell"), "mode"),

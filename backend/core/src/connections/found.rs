@@ -6,10 +6,12 @@ use crate::{
     identity::{self, Identity, Marks},
     lifecycle::{image_id, reference},
     link::Place,
+    policy::Security,
     template,
 };
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use podbay::v1::{Reason, Refusal};
+use serde_json::json;
 use std::collections::BTreeMap;
 use tokio::time::Instant;
 
@@ -50,6 +52,7 @@ impl Connections {
         if marks.user.authenticated != user {
             return None;
         }
+        let security = self.noted_policy(&pod.metadata)?;
         let config = &self.settings().pod;
         let who = Identity {
             connection: marks.connection,
@@ -59,7 +62,8 @@ impl Connections {
             remote: marks.remote.parse().ok(),
         };
         let (target, image) = if marks.session_mode {
-            let base = template::base_pod(config, &who, &BTreeMap::new());
+            let mut base = template::base_pod(config, &who, &BTreeMap::new());
+            self.note_policy(&security, &mut base.metadata);
             let image = crate::session::image_of(&base, &config.console);
             (Target::Template(Box::new(base)), image)
         } else {
@@ -73,8 +77,26 @@ impl Connections {
             (target, image_id)
         };
         let contents = Contents::new(self.settings(), *self.lifecycle().timeouts(), &who, BTreeMap::new(), target);
+        let contents = Contents { security, ..contents };
         let place = Place { pod: reference, container: config.console.clone(), agent: agent.to_owned(), image };
         Some(FoundPod { marks, contents, place })
+    }
+
+    /// Puts a policy that is not the file's on the connection's pod: whoever finds its sessions later is held to it.
+    pub(super) fn note_policy(&self, security: &Security, meta: &mut ObjectMeta) {
+        if *security != self.settings().security {
+            meta.annotations.get_or_insert_default().insert(identity::POLICY.to_owned(), json!(security).to_string());
+        }
+    }
+
+    /// The policy of the connection that made a pod; `None` = it can't be read, and then nobody gets in.
+    fn noted_policy(&self, meta: &ObjectMeta) -> Option<Security> {
+        let Some(note) = meta.annotations.as_ref().and_then(|notes| notes.get(identity::POLICY)) else {
+            return Some(self.settings().security.clone());
+        };
+        serde_json::from_str(note)
+            .inspect_err(|error| tracing::warn!(pod = meta.name, %error, "a pod's policy can't be read: its sessions are not listed"))
+            .ok()
     }
 }
 

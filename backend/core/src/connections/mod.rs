@@ -23,7 +23,7 @@ use crate::{
     lifecycle::{EnterRequest, Entered, Kind, Lifecycle, Release, StartRequest, StartedPod, Undo},
     link::{Links, Place},
     ownership::{Closing, Leases, Sweep},
-    policy::ORIGINAL_COMMAND,
+    policy::{ORIGINAL_COMMAND, Restrictions},
     template,
 };
 use bytes::Bytes;
@@ -168,11 +168,16 @@ impl Connections {
         if let Some(kuberun) = self.settings.kuberun {
             kuberun.warn(Some(request.who.connection));
         }
-        let settings = match &self.webhook {
+        let mut settings = match &self.webhook {
             Some(webhook) => Arc::new(webhook.settings(&mut request, &self.settings).await?),
             None => Arc::clone(&self.settings),
         };
-        let OpenRequest { who, facts, .. } = request;
+        let OpenRequest { who, facts, restrictions, .. } = request;
+        let restricted = restrictions != Restrictions::default();
+        if restricted {
+            let settings = Arc::make_mut(&mut settings);
+            settings.security = settings.security.clone().restricted(&restrictions);
+        }
         let values = |entries: BTreeMap<String, Entry<String>>| -> BTreeMap<String, String> {
             entries.into_iter().map(|(name, entry)| (name, entry.value)).collect()
         };
@@ -191,6 +196,7 @@ impl Connections {
             mode: v1::ExecutionMode::from(config.mode).into(),
             backend_wait: Some(duration_proto(self.leases.ownership().backend_wait)),
             heartbeat_interval: Some(duration_proto(self.leases.ownership().heartbeat())),
+            restricted,
         };
         events.send(OpenEvent::Accepted(Box::new(accepted))).await.map_err(|_| given_up())?;
         let deadline = Instant::now() + timeouts.pod_start;
@@ -203,6 +209,7 @@ impl Connections {
                 renewed.await?;
                 let mut base = template::base_pod(config, &who, &environment);
                 config.expose.mark(&metadata, &mut base.metadata);
+                self.note_policy(&settings.security, &mut base.metadata);
                 (Target::Template(Box::new(base)), None, None)
             }
             (Mode::Persistent, Some(which)) => {
@@ -218,6 +225,7 @@ impl Connections {
             (Mode::Connection, _) => {
                 let mut pod = template::connection_pod(config, &who, &environment);
                 config.expose.mark(&metadata, &mut pod.metadata);
+                self.note_policy(&settings.security, &mut pod.metadata);
                 let start = StartRequest { pod, console: config.console.clone(), kind: Kind::Connection, deadline };
                 // From the moment that the pod is there, it is undone unless all the rest works too.
                 let started = telling(events, async |sender| {

@@ -1,6 +1,9 @@
 //! Requests, parsed once at the door.
 
-use crate::identity::{Identity, User};
+use crate::{
+    identity::{Identity, User},
+    policy::{MAX_FORCED, Restrictions},
+};
 use bytes::Bytes;
 use podbay::{
     ConnectionId, OwnerId,
@@ -26,6 +29,8 @@ pub struct OpenRequest {
     pub who: Identity,
     /// What authentication has learnt, and, once it was asked, the config webhook: metadata, environment, files.
     pub facts: Facts,
+    /// What the user's own credentials restrict it to.
+    pub restrictions: Restrictions,
     /// The client's identification; may be empty.
     pub client_version: String,
     /// The client's port; 0 = not known.
@@ -73,6 +78,7 @@ impl OpenRequest {
                 remote,
             },
             facts,
+            restrictions: restrictions(message.restrictions.unwrap_or_default())?,
             client_version: message.client_version,
             remote_port: u16::try_from(message.remote_port).map_err(|_| invalid("remote_port is none"))?,
         })
@@ -137,6 +143,19 @@ fn parse_user(user: v1::User) -> Result<User, Refusal> {
     }
     let authenticated = if authenticated_name.is_empty() { name.clone() } else { authenticated_name };
     Ok(User { name, authenticated })
+}
+
+fn restrictions(message: v1::Restrictions) -> Result<Restrictions, Refusal> {
+    let v1::Restrictions { force_command, no_terminal } = message;
+    if force_command
+        .as_ref()
+        .is_some_and(|line| line.trim().is_empty() || line.len() > MAX_FORCED || line.contains('\0'))
+    {
+        return Err(invalid(format!(
+            "restrictions.force_command is blank, longer than {MAX_FORCED} bytes, or holds a NUL"
+        )));
+    }
+    Ok(Restrictions { force_command, no_terminal })
 }
 
 /// Values with their marks.

@@ -23,6 +23,25 @@ struct Limit {
     warned: bool,
 }
 
+/// A program as its agent knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// It was there already.
+    pub resumed: bool,
+    /// How long it has run; `None` from an agent that does not tell.
+    pub ran: Option<Duration>,
+    /// It has ended.
+    pub ended: bool,
+}
+
+/// Given to the agent beyond the limit: the backend's own cut, with its words for the user, comes first.
+const SPARE: Duration = Duration::from_secs(10);
+
+/// After how long an agent ends a program by itself, also where nobody is attached to it; `None` = never.
+pub fn agents_limit(security: &Security) -> Option<Duration> {
+    (!security.max_session_time.is_zero()).then(|| security.max_session_time.saturating_add(SPARE))
+}
+
 /// What is due.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Tick {
@@ -56,6 +75,22 @@ impl Clock {
         // A time from before the machine's own is as good as the beginning of it.
         let began = now.checked_sub(ran.min(security.max_session_time)).unwrap_or(now);
         Self { whole: Limit::new(security.max_session_time, began), idle: Limit::new(security.idle_timeout, now) }
+    }
+
+    /// For a program that an agent has started or found: its own word counts, and the client's only where it is longer. One that
+    /// has ended has no limit any more.
+    ///
+    /// # Errors
+    /// `POLICY` where there is a limit and nobody but the client could say how long the program has run.
+    pub fn of_agent(security: &Security, now: Instant, known: &Known, told: Duration) -> Result<Self, Refusal> {
+        match known.ran {
+            _ if known.ended => Ok(Self { whole: None, ..Self::new(security, now, Duration::ZERO) }),
+            None if known.resumed && !security.max_session_time.is_zero() => {
+                let text = "sessions last only so long here (security.maxSessionTime), and the podbay-agent in the pod is too old to tell how long this one has";
+                Err(Refusal::new(Reason::Policy, text))
+            }
+            ran => Ok(Self::new(security, now, told.max(ran.unwrap_or_default()))),
+        }
     }
 
     /// A byte has passed, in whatever direction.

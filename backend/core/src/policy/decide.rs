@@ -1,7 +1,10 @@
 //! Who asks for what, and whether it passes.
 
-use super::{Mode, Rule, Security};
-use podbay::v1::{self, Reason, Refusal, open::Program};
+use super::{Forcer, Mode, Rule, Security};
+use podbay::{
+    Denied,
+    v1::{self, Reason, Refusal, open::Program},
+};
 
 /// The variable that tells a forced command what was asked for; nobody else may set it.
 pub const ORIGINAL_COMMAND: &str = "SSH_ORIGINAL_COMMAND";
@@ -28,62 +31,20 @@ pub enum Ask<'a> {
     Signal(&'a str),
 }
 
-/// What the policy refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Denied {
-    /// A variable.
-    Env,
-    /// A command.
-    Exec,
-    /// The shell.
-    Shell,
-    /// A subsystem.
-    Subsystem,
-    /// A terminal.
-    Tty,
-    /// A signal.
-    Signal,
-}
-
 /// What runs for a program that was asked for and passed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Runs<'a> {
     /// That.
     AsAsked,
-    /// `forceCommand`, by a shell.
+    /// A command line in its place, by a shell.
     Forced {
+        /// Whose it is.
+        by: Forcer,
         /// The command line.
         command: &'a str,
         /// What was asked for; `None` = the shell.
         original: Option<String>,
     },
-}
-
-impl Denied {
-    /// ContainerSSH's code for it, for the log.
-    pub const fn code(self) -> &'static str {
-        match self {
-            Self::Env => "SECURITY_ENV_REJECTED",
-            Self::Exec => "SECURITY_EXEC_REJECTED",
-            Self::Shell => "SECURITY_SHELL_REJECTED",
-            Self::Subsystem => "SECURITY_SUBSYSTEM_REJECTED",
-            Self::Tty => "SECURITY_TTY_REJECTED",
-            Self::Signal => "SECURITY_SIGNAL_REJECTED",
-        }
-    }
-
-    /// For the caller. It says nothing that was asked for.
-    pub fn refusal(self) -> Refusal {
-        let text = match self {
-            Self::Env => "the policy of this server does not allow one of these environment variables",
-            Self::Exec => "the policy of this server does not allow this command",
-            Self::Shell => "the policy of this server does not allow a shell",
-            Self::Subsystem => "the policy of this server does not allow this subsystem",
-            Self::Tty => "the policy of this server does not allow a terminal",
-            Self::Signal => "the policy of this server does not allow this signal",
-        };
-        Refusal::new(Reason::Policy, text)
-    }
 }
 
 impl Security {
@@ -159,7 +120,7 @@ impl Security {
         if self.force_command.is_empty() {
             return Ok(Runs::AsAsked);
         }
-        Ok(Runs::Forced { command: &self.force_command, original })
+        Ok(Runs::Forced { by: self.forced_by, command: &self.force_command, original })
     }
 }
 

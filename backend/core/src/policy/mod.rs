@@ -7,8 +7,8 @@
 mod clock;
 mod decide;
 
-pub use clock::{Clock, Tick};
-pub use decide::{Ask, Denied, ORIGINAL_COMMAND, Runs};
+pub use clock::{Clock, Known, Tick, agents_limit};
+pub use decide::{Ask, ORIGINAL_COMMAND, Runs};
 
 use podbay::v1;
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,28 @@ pub enum Most {
     Sessions(NonZeroU32),
 }
 
+/// The longest command that is forced, in bytes: it goes into every handle.
+pub const MAX_FORCED: usize = 16 * 1024;
+
+/// Who forces a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Forcer {
+    /// The operator: the file, or the config webhook.
+    #[default]
+    Policy,
+    /// The user's own credentials ([`Security::restricted`]).
+    Login,
+}
+
+/// What the user's own credentials restrict a connection to. It takes away, and never adds to what a policy allows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Restrictions {
+    /// Runs in the place of whatever is asked for, where the policy forces nothing itself; not blank.
+    pub force_command: Option<String>,
+    /// No session gets a terminal.
+    pub no_terminal: bool,
+}
+
 /// The policy of a connection. The default allows everything but forwarding.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -69,6 +91,8 @@ pub struct Security {
     pub default_mode: Option<Mode>,
     /// `forceCommand`: runs instead of whatever is asked for; empty = off.
     pub force_command: String,
+    /// Where that came from.
+    pub forced_by: Forcer,
     /// `env`, by name.
     pub env: Rule,
     /// `command`, by the whole command line; `deny` is not used.
@@ -140,6 +164,8 @@ impl Security {
         Self {
             default_mode: over.default_mode.or(self.default_mode),
             force_command: if over.force_command.is_empty() { self.force_command } else { over.force_command },
+            // Configurations know no other.
+            forced_by: Forcer::Policy,
             env: self.env.merged(over.env),
             command: self.command.merged(over.command),
             shell: over.shell.or(self.shell),
@@ -159,6 +185,18 @@ impl Security {
         }
     }
 
+    /// This for a connection whose user has logged in with these restrictions. As in sshd, the server's own forced command goes before a
+    /// certificate's. A replica that is older and knows no [`Forcer`] keeps to the result all the same.
+    #[must_use]
+    pub fn restricted(self, by: &Restrictions) -> Self {
+        let (force_command, forced_by) = match &by.force_command {
+            Some(command) if self.force_command.is_empty() => (command.clone(), Forcer::Login),
+            Some(_) | None => (self.force_command, self.forced_by),
+        };
+        let tty = if by.no_terminal { Some(Mode::Disable) } else { self.tty };
+        Self { force_command, forced_by, tty, ..self }
+    }
+
     /// The most sessions at once; `None` = no limit.
     pub const fn max_sessions(&self) -> Option<NonZeroU32> {
         match self.most {
@@ -171,12 +209,10 @@ impl Security {
     pub fn to_proto<'a>(&self, subsystems: impl IntoIterator<Item = &'a String>) -> v1::Policy {
         let default = self.default_mode.unwrap_or(Mode::Enable);
         let switch = |mode: Option<Mode>| Some(Rule { mode, ..Rule::default() }.to_proto(default));
-        // Where a command is forced, a subsystem need not be there to be asked for.
-        let subsystems = if self.force_command.is_empty() {
-            subsystems.into_iter().filter(|name| self.admits(Ask::Subsystem(name)).is_ok()).cloned().collect()
-        } else {
-            Vec::new()
-        };
+        // Where the operator forces a command, a subsystem need not be there to be asked for.
+        let any = !self.force_command.is_empty() && self.forced_by == Forcer::Policy;
+        let told = |name: &&String| !any && self.admits(Ask::Subsystem(name)).is_ok();
+        let subsystems = subsystems.into_iter().filter(told).cloned().collect();
         v1::Policy {
             subsystems,
             max_sessions: self.max_sessions().map_or(0, NonZeroU32::get),

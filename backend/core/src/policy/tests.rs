@@ -1,5 +1,8 @@
 use super::*;
-use podbay::v1::{Exec, Open, Pty, Reason, Shell, Subsystem, open::Program};
+use podbay::{
+    Denied,
+    v1::{Exec, Open, Pty, Reason, Shell, Subsystem, open::Program},
+};
 use proptest::prelude::*;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -91,8 +94,8 @@ fn a_forced_command_is_told_what_was_asked() {
     let runs = |program| {
         let open = Open { program: Some(program), ..Open::default() };
         match security.runs(&open) {
-            Ok(Runs::Forced { command, original }) => {
-                assert_eq!(command, "the one ");
+            Ok(Runs::Forced { by, command, original }) => {
+                assert_eq!((by, command), (Forcer::Policy, "the one "));
                 original
             }
             other => panic!("{other:?}"),
@@ -110,6 +113,28 @@ fn a_forced_command_is_told_what_was_asked() {
     };
     let refusal = security.runs(&long).expect("passes").check().expect_err("too long for a variable");
     assert_eq!(refusal.reason(), Reason::InvalidRequest);
+}
+
+#[test]
+fn the_servers_forced_command_goes_before_a_logins() {
+    let by = Restrictions { force_command: Some("theirs".into()), no_terminal: true };
+    let forces = |security: &Security| (security.force_command.clone(), security.forced_by);
+    let plain = Security { subsystem: rule(Mode::Enable, &[], &["x"]), ..Security::default() };
+    let subsystems = names(&["sftp", "x"]);
+    let theirs = plain.clone().restricted(&by);
+    assert_eq!(forces(&theirs), ("theirs".to_owned(), Forcer::Login));
+    assert_eq!(theirs.admits(Ask::Tty), Err(Denied::Tty));
+    assert_eq!(theirs.to_proto(&subsystems).subsystems, ["sftp"], "as sshd: it must be there");
+    let server = Security { force_command: "ours".into(), ..plain.clone() }.restricted(&by);
+    assert_eq!(forces(&server), ("ours".to_owned(), Forcer::Policy));
+    assert!(server.to_proto(&subsystems).subsystems.is_empty());
+    assert_eq!(plain.clone().restricted(&Restrictions::default()), plain);
+    // A replica from before there was a Forcer forces it all the same, and one from after reads what such a one has sealed.
+    let mut sealed = serde_json::to_value(&theirs).expect("writes");
+    assert_eq!(sealed["force_command"], "theirs");
+    sealed.as_object_mut().expect("an object").remove("forced_by");
+    let read: Security = serde_json::from_value(sealed).expect("reads");
+    assert_eq!(forces(&read), ("theirs".to_owned(), Forcer::Policy));
 }
 
 #[test]
@@ -168,6 +193,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
 
 fn any_security() -> impl Strategy<Value = Security> {
     let rules = (any_rule(), any_rule(), any_rule(), any_rule());
+    // A configuration's: what a login forces comes after.
     (any_mode(), any_mode(), any_mode(), rules, any::<bool>()).prop_map(
         |(default_mode, shell, tty, (env, command, subsystem, signal), forced)| Security {
             default_mode,
@@ -181,6 +207,11 @@ fn any_security() -> impl Strategy<Value = Security> {
             ..Security::default()
         },
     )
+}
+
+fn any_restrictions() -> impl Strategy<Value = Restrictions> {
+    (prop::option::of("[ab]{1,3}"), any::<bool>())
+        .prop_map(|(force_command, no_terminal)| Restrictions { force_command, no_terminal })
 }
 
 fn any_open() -> impl Strategy<Value = Open> {
@@ -200,10 +231,15 @@ fn any_open() -> impl Strategy<Value = Open> {
 proptest! {
     /// Whatever the lists, the defaults and the order: what is off is off.
     #[test]
-    fn nothing_gets_past_a_disable(security in any_security(), opens in prop::collection::vec(any_open(), 0..8)) {
+    fn nothing_gets_past_a_disable(
+        security in any_security(), by in any_restrictions(), opens in prop::collection::vec(any_open(), 0..8),
+    ) {
         let off = |mode: Option<Mode>| mode.or(security.default_mode) == Some(Mode::Disable);
+        let restricted = security.clone().restricted(&by);
         for open in &opens {
-            let Ok(runs) = security.runs(open) else { continue };
+            let Ok(runs) = restricted.runs(open) else { continue };
+            prop_assert!(security.runs(open).is_ok(), "a restriction adds");
+            prop_assert!(open.pty.is_none() || !by.no_terminal);
             prop_assert!(open.environment.is_empty() || !off(security.env.mode));
             prop_assert!(!open.environment.contains_key(ORIGINAL_COMMAND));
             prop_assert!(open.pty.is_none() || !off(security.tty));
@@ -213,11 +249,17 @@ proptest! {
                 Some(Program::Exec(_)) => prop_assert!(!off(security.command.mode)),
                 Some(Program::Subsystem(_)) => prop_assert!(!off(security.subsystem.mode)),
             }
-            let forced = matches!(runs, Runs::Forced { .. });
-            prop_assert_eq!(forced, !security.force_command.is_empty() && open.program.is_some());
+            let own = Some(&security.force_command).filter(|own| !own.is_empty());
+            let forced = match &runs {
+                Runs::AsAsked => None,
+                Runs::Forced { by, command, .. } => Some((*command, *by)),
+            };
+            let ours = own.map(|command| (command.as_str(), Forcer::Policy));
+            let theirs = by.force_command.as_deref().map(|command| (command, Forcer::Login));
+            prop_assert_eq!(forced, ours.or(theirs).filter(|_| open.program.is_some()));
         }
         for name in NAMES {
-            prop_assert!(security.admits(Ask::Signal(name)).is_err() || !off(security.signal.mode));
+            prop_assert!(restricted.admits(Ask::Signal(name)).is_err() || !off(security.signal.mode));
         }
     }
 
@@ -282,4 +324,31 @@ fn a_limit_warns_once_and_counts_from_the_programs_start() {
     let long = Security { idle_timeout: Duration::from_hours(1), ..Security::default() };
     assert_eq!(Clock::new(&long, start, Duration::ZERO).due(), Some(at(3540)), "a minute before");
     assert_eq!(Clock::new(&Security::default(), start, Duration::ZERO).due(), None);
+}
+
+#[test]
+fn an_agents_word_counts_and_a_clients_only_where_it_is_longer() {
+    let seconds = Duration::from_secs;
+    let limited = Security { max_session_time: seconds(100), ..Security::default() };
+    let now = Instant::now();
+    let left = |known: Known, told| {
+        let clock = Clock::of_agent(&limited, now, &known, seconds(told)).expect("known");
+        let cut = |tick| matches!(tick, Tick::Cut(refusal) if refusal.reason() == Reason::Policy);
+        (0..=100).find(|after| cut(clock.clone().tick(now + seconds(*after))))
+    };
+    let known = |resumed, ran: Option<u64>| Known { resumed, ran: ran.map(seconds), ended: false };
+    assert_eq!(left(known(true, Some(60)), 0), Some(40));
+    assert_eq!(left(known(true, Some(60)), 70), Some(30), "a client can shorten it");
+    assert_eq!(left(known(true, Some(1000)), 0), Some(0));
+    assert_eq!(left(known(false, None), 0), Some(100), "it begins now");
+    assert_eq!(left(Known { ended: true, ..known(true, Some(1000)) }, 1000), None, "what it has left is for who comes");
+    let unknown = known(true, None);
+    let refusal = Clock::of_agent(&limited, now, &unknown, seconds(5)).expect_err("only the client could say");
+    assert_eq!(refusal.reason(), Reason::Policy);
+    assert!(
+        Clock::of_agent(&Security::default(), now, &unknown, Duration::ZERO).is_ok(),
+        "and nobody need, without a limit"
+    );
+    assert_eq!(agents_limit(&limited), Some(seconds(110)));
+    assert_eq!(agents_limit(&Security::default()), None);
 }

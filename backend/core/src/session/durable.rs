@@ -19,7 +19,7 @@ use crate::{
     handle::Contents,
     link::{Commands, Found, LinkEnded, LinkProgram, News},
     ownership::Leases,
-    policy::{Ask, Clock, Security, Tick},
+    policy::{Ask, Clock, Known, Security, Tick, agents_limit},
 };
 use bytes::Bytes;
 use futures::{Stream as FrameStream, StreamExt as _};
@@ -155,7 +155,7 @@ impl Sessions {
         if opening.take_over || opening.resume.is_some() {
             link.attach(opening.session, attempt, opening.take_over, from).await.map_err(ended)?;
         } else {
-            link.start(opening.session, attempt, start(opening), from).await.map_err(ended)?;
+            link.start(opening.session, attempt, start(opening, &contents.security), from).await.map_err(ended)?;
         }
         let event = match timeout_at(deadline, link.news.recv()).await {
             Ok(Some(News::Wire(event))) => event,
@@ -170,7 +170,9 @@ impl Sessions {
             }
         };
         match event {
-            Event::Started { stdin_offset, stdin_credit, stdin_ended, terminal, .. } => {
+            Event::Started { stdin_offset, stdin_credit, stdin_ended, terminal, resumed, ran, ended, .. } => {
+                let known = Known { resumed, ran, ended };
+                let clock = Clock::of_agent(&contents.security, Instant::now(), &known, opening.ran)?;
                 let mut durable = Durable {
                     pod,
                     own_pod: None,
@@ -192,7 +194,7 @@ impl Sessions {
                     window_bound: contents.timeouts.window,
                     resizes: VecDeque::new(),
                     policy: contents.security.clone(),
-                    clock: Clock::new(&contents.security, Instant::now(), opening.ran),
+                    clock,
                     cut: None,
                 };
                 durable.control.push_back(Out::Started(v1::Started {
@@ -243,7 +245,7 @@ fn not_started(reason: proto::Reason, message: &str) -> Refusal {
     }
 }
 
-fn start(opening: &Opening) -> Start {
+fn start(opening: &Opening, security: &Security) -> Start {
     let mut start = Start::new(opening.argv.iter().map(|word| Bytes::from(word.clone())));
     start.environment = opening
         .environment
@@ -256,6 +258,7 @@ fn start(opening: &Opening) -> Start {
         modes: pty.modes.iter().filter_map(|mode| Some((u8::try_from(mode.opcode).ok()?, mode.value))).collect(),
     });
     start.output = opening.output;
+    start.limit = agents_limit(security);
     start
 }
 

@@ -12,6 +12,7 @@ mod leftover;
 mod machine;
 mod open;
 mod places;
+mod program;
 mod proof;
 mod reach;
 mod records;

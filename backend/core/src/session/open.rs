@@ -2,17 +2,17 @@
 
 use super::{
     machine::{Credits, size_of},
+    program::{argv, forced},
     violation,
 };
 use crate::{
-    config::EXEC_DISABLED,
     handle::Contents,
-    policy::{Denied, ORIGINAL_COMMAND, Runs},
+    policy::{ORIGINAL_COMMAND, Runs},
     wrapper,
 };
 use podbay::{
-    MAX_CREDIT, SessionId,
-    v1::{self, Reason, Refusal, open::Program, output_when_detached},
+    Denied, MAX_CREDIT, SessionId,
+    v1::{self, Reason, Refusal, output_when_detached},
 };
 use podbay_agent_wire::output::Policy;
 use std::{collections::BTreeMap, fmt, time::Duration};
@@ -21,7 +21,6 @@ const MAX_ENTRIES: usize = 256;
 const MAX_ENVIRONMENT: usize = 64 * 1024;
 const MAX_TERM: usize = 128;
 const MAX_MODES: usize = 256;
-const MAX_COMMAND: usize = 128 * 1024;
 
 /// A valid Open.
 #[derive(Clone, PartialEq)]
@@ -49,7 +48,7 @@ pub struct Opening {
     pub(super) pty: Option<v1::Pty>,
     /// What becomes of output while no client takes it.
     pub(super) output: Policy,
-    /// How long the program has run already.
+    /// How long the program has run already, as the client says.
     pub(super) ran: Duration,
 }
 
@@ -96,11 +95,12 @@ impl Opening {
             session,
             argv: match runs {
                 Runs::AsAsked => argv(open.program.as_ref(), contents)?,
-                Runs::Forced { command, original } => {
+                Runs::Forced { by, command, original } => {
                     let connection = contents.connection;
+                    let (argv, original) = forced((by, command, original), open.program.as_ref(), contents)?;
                     tracing::info!(code = "SECURITY_EXEC_FORCING_COMMAND", %connection, %session, "the command is forced");
                     environment.extend(original.map(|original| (ORIGINAL_COMMAND.to_owned(), original)));
-                    vec![wrapper::SHELL.to_owned(), "-c".to_owned(), command.to_owned()]
+                    argv
                 }
             },
             environment: environment.into_iter().collect(),
@@ -182,43 +182,6 @@ fn session_environment(given: &std::collections::HashMap<String, String>) -> Res
     Ok(environment)
 }
 
-fn argv(program: Option<&Program>, contents: &Contents) -> Result<Vec<String>, Refusal> {
-    match program {
-        None => Err(invalid("Open names no program: shell, exec or subsystem")),
-        Some(Program::Exec(_) | Program::Subsystem(_)) if contents.only_shells => {
-            tracing::info!(code = EXEC_DISABLED, connection = %contents.connection, "a program was refused: kuberun.pod.disableCommand");
-            Err(Refusal::new(Reason::Policy, "commands are disabled here; ask for a shell"))
-        }
-        Some(Program::Shell(v1::Shell {})) => Ok(contents.shell.clone()),
-        Some(Program::Exec(exec)) if exec.argv.is_empty() => {
-            let command = &exec.command;
-            if command.is_empty() || command.len() > MAX_COMMAND || command.contains('\0') {
-                return Err(invalid("a command has 1 byte to 128 KiB and no NUL"));
-            }
-            // One argument, always: nothing of it is split or interpreted on this side.
-            Ok(vec![wrapper::SHELL.to_owned(), "-c".to_owned(), command.clone()])
-        }
-        Some(Program::Exec(exec)) => {
-            let size: usize = exec.argv.iter().map(|argument| argument.len() + 1).sum();
-            let first = exec.argv.first().map(String::as_str).unwrap_or_default();
-            if size > MAX_COMMAND || exec.argv.iter().any(|argument| argument.contains('\0')) {
-                return Err(invalid("an argument vector has at most 128 KiB and no NUL"));
-            }
-            if first.is_empty() || first.starts_with('-') {
-                return Err(invalid("a program's name is not empty and does not begin with '-'"));
-            }
-            Ok(exec.argv.clone())
-        }
-        Some(Program::Subsystem(subsystem)) => {
-            let path = contents.subsystems.get(&subsystem.name).ok_or_else(|| {
-                let text = format!("the subsystem {:?} is not configured", subsystem.name);
-                Refusal::new(Reason::SubsystemUnknown, text)
-            })?;
-            Ok(vec![path.clone()])
-        }
-    }
-}
-
 /// The log gets ContainerSSH's code, and nothing that may be a secret.
 fn denied_open(denied: Denied, session: SessionId, contents: &Contents) -> Refusal {
     let (code, connection, user) = (denied.code(), contents.connection, &contents.user.name);
@@ -226,145 +189,10 @@ fn denied_open(denied: Denied, session: SessionId, contents: &Contents) -> Refus
     denied.refusal()
 }
 
-fn invalid(text: &str) -> Refusal {
+pub(super) fn invalid(text: &str) -> Refusal {
     Refusal::new(Reason::InvalidRequest, text)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::session::testing::contents;
-    use podbay::v1::{Exec, Open, Pty, ResumeFrom, Shell, Subsystem, WindowSize};
-
-    fn open(program: Program) -> Open {
-        Open { session_id: "0".repeat(32), program: Some(program), ..Open::default() }
-    }
-
-    fn exec(command: &str, argv: &[&str]) -> Program {
-        Program::Exec(Exec { command: command.into(), argv: argv.iter().map(ToString::to_string).collect() })
-    }
-
-    #[test]
-    fn what_runs() {
-        let argv = |program| Opening::parse(&open(program), &contents()).map(|opening| opening.argv);
-        assert_eq!(argv(Program::Shell(Shell {})), Ok(vec!["/bin/bash".to_owned()]));
-        let line = "/bin/echo 'a b' $(id)";
-        assert_eq!(argv(exec(line, &[])), Ok(["/bin/sh", "-c", line].map(str::to_owned).to_vec()));
-        assert_eq!(argv(exec("ignored", &["a", "b c"])), Ok(["a", "b c"].map(str::to_owned).to_vec()));
-        let sftp = |name: &str| Program::Subsystem(Subsystem { name: name.into() });
-        assert_eq!(argv(sftp("sftp")), Ok(vec!["/usr/lib/openssh/sftp-server".to_owned()]));
-        assert_eq!(argv(sftp("x")).map_err(|r| r.reason()), Err(Reason::SubsystemUnknown));
-        for bad in [
-            exec("", &[]),
-            exec("a\0", &[]),
-            exec(&"x".repeat(MAX_COMMAND + 1), &[]),
-            exec("", &["-x"]),
-            exec("", &[""]),
-        ] {
-            assert_eq!(argv(bad).map_err(|r| r.reason()), Err(Reason::InvalidRequest));
-        }
-    }
-
-    #[test]
-    fn a_policy_stands_before_all_and_a_forced_command_in_its_place() {
-        use crate::policy::{Mode, Rule};
-        let mut contents = contents();
-        let refused =
-            |open: &Open, contents: &Contents| Opening::parse(open, contents).err().map(|refusal| refusal.reason());
-        contents.security.shell = Some(Mode::Disable);
-        contents.security.force_command = "forced".into();
-        let shell = open(Program::Shell(Shell {}));
-        assert_eq!(refused(&shell, &contents), Some(Reason::Policy));
-        assert_eq!(refused(&Open { program: None, ..shell }, &contents), Some(Reason::InvalidRequest));
-        let mut asked = open(Program::Subsystem(Subsystem { name: "nosuch".into() }));
-        asked.environment = [("C".to_owned(), "c".to_owned())].into();
-        let opening = Opening::parse(&asked, &contents).expect("forced");
-        assert_eq!(opening.argv, ["/bin/sh", "-c", "forced"]);
-        let environment = [("C", "c"), (ORIGINAL_COMMAND, "nosuch")].map(|(n, v)| (n.to_owned(), v.to_owned()));
-        assert_eq!(opening.environment, environment);
-        // Neither a resume nor an attach is a way around it.
-        asked.environment.insert(ORIGINAL_COMMAND.into(), "lie".into());
-        asked.resume_from = Some(ResumeFrom::default());
-        assert_eq!(refused(&asked, &contents), Some(Reason::Policy));
-        asked.environment.clear();
-        asked.pty = Some(Pty::default());
-        assert_eq!(refused(&asked, &contents), None);
-        contents.security.tty = Some(Mode::Filter);
-        assert_eq!(refused(&asked, &contents), Some(Reason::Policy));
-        asked.pty = None;
-        contents.security.subsystem = Rule { mode: Some(Mode::Filter), ..Rule::default() };
-        asked.take_over = true;
-        assert_eq!(refused(&asked, &contents), Some(Reason::Policy));
-    }
-
-    #[test]
-    fn kuberuns_disable_command_leaves_shells() {
-        let contents = Contents { only_shells: true, ..contents() };
-        let reason = |program| Opening::parse(&open(program), &contents).map(drop).map_err(|refusal| refusal.reason());
-        assert_eq!(reason(Program::Shell(Shell {})), Ok(()));
-        assert_eq!(reason(exec("id", &[])), Err(Reason::Policy));
-        assert_eq!(reason(exec("", &["id"])), Err(Reason::Policy));
-        assert_eq!(reason(Program::Subsystem(Subsystem { name: "sftp".into() })), Err(Reason::Policy));
-    }
-
-    #[test]
-    fn the_sessions_environment_comes_after_the_connections() {
-        let mut open = open(Program::Shell(Shell {}));
-        open.environment = [("A".to_owned(), "session".to_owned()), ("C".to_owned(), "c".to_owned())].into();
-        open.pty = Some(Pty {
-            term: "xterm".into(),
-            size: Some(WindowSize { columns: 80, rows: 24, ..WindowSize::default() }),
-            modes: Vec::new(),
-        });
-        let mut contents = contents();
-        contents.environment = [("A".to_owned(), "a".to_owned()), ("B".to_owned(), "b".to_owned())].into();
-        let opening = Opening::parse(&open, &contents).expect("valid");
-        let environment: Vec<_> = opening.environment.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
-        assert_eq!(environment, [("A", "session"), ("B", "b"), ("C", "c"), ("TERM", "xterm")]);
-        assert_eq!((opening.tty, opening.size), (true, Some((80, 24))));
-    }
-
-    #[test]
-    fn what_is_not_valid_is_refused_with_its_reason() {
-        let refused = |change: fn(&mut Open)| {
-            let mut open = open(Program::Shell(Shell {}));
-            change(&mut open);
-            Opening::parse(&open, &contents()).expect_err("not valid").reason()
-        };
-        let invalid: [fn(&mut Open); 9] = [
-            |open| open.session_id = "x".into(),
-            |open| open.program = None,
-            |open| open.stdout_credit = MAX_CREDIT + 1,
-            |open| open.stderr_credit = u64::MAX,
-            |open| drop(open.environment.insert("1".into(), String::new())),
-            |open| drop(open.environment.insert("A".into(), "\0".into())),
-            |open| drop(open.environment.insert("A".into(), "x".repeat(MAX_ENVIRONMENT))),
-            |open| open.pty = Some(Pty { term: "x".repeat(MAX_TERM + 1), ..Pty::default() }),
-            |open| {
-                let size = Some(WindowSize { columns: 65536, ..WindowSize::default() });
-                open.pty = Some(Pty { size, ..Pty::default() });
-            },
-        ];
-        for change in invalid {
-            assert_eq!(refused(change), Reason::InvalidRequest);
-        }
-        let refused = |change: fn(&mut Open)| {
-            let mut open = open(Program::Shell(Shell {}));
-            change(&mut open);
-            let opening = Opening::parse(&open, &contents()).expect("valid");
-            opening.without_agent().expect_err("needs the agent").reason()
-        };
-        let unimplemented: [fn(&mut Open); 4] = [
-            |open| open.attempt = 2,
-            |open| open.take_over = true,
-            |open| open.resume_from = Some(ResumeFrom { stdout: 1, stderr: 0 }),
-            |open| {
-                let spill = v1::OutputWhenDetached { mode: 2, max_bytes: 1, ..Default::default() };
-                open.output_when_detached = Some(spill);
-            },
-        ];
-        for change in unimplemented {
-            assert_eq!(refused(change), Reason::Unimplemented);
-        }
-    }
-}
+#[path = "open_tests.rs"]
+mod tests;
