@@ -36,7 +36,7 @@ fn detached(world: &World, options: &[&str], script: &str) -> String {
     arguments.extend(options);
     arguments.extend(["--", "/bin/sh", "-c", script]);
     let answered = finish(&mut world.podbay("run", &arguments), b"");
-    assert_eq!((answered.status.code(), answered.stderr.as_str()), (Some(0), ""), "{answered:?}");
+    assert_eq!((answered.status.code(), &*answered.told()), (Some(0), ""), "{answered:?}");
     let id = String::from_utf8(answered.stdout).expect("text").trim().to_owned();
     assert_eq!(id.len(), 32, "{id:?}");
     id
