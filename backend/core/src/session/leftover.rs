@@ -152,6 +152,8 @@ mod tests {
         let mut lines = BufReader::new(user.stdout.as_mut().expect("piped")).lines();
         let pids = lines.find_map(|line| {
             let line = line.expect("reads");
+            // The wrapper's word stands before it.
+            let line = line.rsplit('.').next().unwrap_or_default();
             let words: Vec<u32> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
             (words.len() == 2).then_some(words)
         });
