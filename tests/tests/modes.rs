@@ -164,8 +164,9 @@ fn in_mode_session_a_pod_is_its_programs() {
                 assert_eq!((is.0 == Some(true), is.1 == Some(true), is.2 == Some(true)), wanted, "{level}");
             }
         }
-        let variables = console(&first).env.as_ref().expect("variables");
-        assert!(variables.iter().any(|one| one.name == "A" && one.value.as_deref() == Some("b")), "{variables:?}");
+        // The client's variables are the program's alone (below), and in no object that others can read.
+        let text = serde_json::to_string(&both).expect("JSON");
+        assert!(text.contains("OWN") && !text.contains("\"A\"") && !text.contains("A=b"), "{level}: {text}");
         // Each goes with its program, and the connection stays.
         ends(plain);
         there_are(&world, 1);

@@ -142,9 +142,10 @@ mod tests {
         let wrapped = for_exec(Program { argv: &argv, environment: &[], size: None }, &nonce).expect("wrapped");
         let quoted: Vec<String> =
             wrapped.command.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect();
-        // `script` makes the terminal, and the session of which the wrapper is the leader.
+        // `script` makes the terminal, and the session of which the wrapper is the leader. It must not have the word itself.
         let mut user = Command::new("script")
-            .args(["-q", "-c", &format!("exec {}", quoted.join(" ")), "/dev/null"])
+            .args(["-q", "-c", r#"eval "exec $WRAPPED""#, "/dev/null"])
+            .env("WRAPPED", quoted.join(" "))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
