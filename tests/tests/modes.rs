@@ -2,13 +2,17 @@
 //! the stock OpenSSH client; the same on any cluster.
 
 use k8s_openapi::api::core::v1::{Container, Pod};
-use podbay_tests::{Answered, Master, Setup, World, finish, wait_until};
+use podbay_tests::{Answered, Master, Setup, World, cluster::has_containerssh_agent, finish, wait_until};
 use std::{
     io::{Read as _, Write as _},
     process::{Child, Stdio},
 };
 
-const LEVELS: [&str; 4] = ["", "+containerssh", "+podbay", "+injected"];
+/// Every agent level that pods can have here.
+fn levels() -> Vec<&'static str> {
+    let all = ["", "+containerssh", "+podbay", "+injected"];
+    all.into_iter().filter(|level| *level != "+containerssh" || has_containerssh_agent().is_ok()).collect()
+}
 
 fn pods(world: &World) -> Vec<Pod> {
     world.pods_in(world.real().map_or("default", |real| &real.namespace))
@@ -104,7 +108,7 @@ fn sees_its_variables(world: &World) {
 
 #[test]
 fn in_mode_connection_a_pod_is_its_connections() {
-    for level in LEVELS {
+    for level in levels() {
         let world = world(&format!("connection{level}"));
         let first = Master::start(&world);
         // It is there before any program.
@@ -138,7 +142,7 @@ fn in_mode_connection_a_pod_is_its_connections() {
 
 #[test]
 fn in_mode_session_a_pod_is_its_programs() {
-    for level in LEVELS {
+    for level in levels() {
         let world = world(&format!("session{level}"));
         let connection = Master::start(&world);
         assert_eq!(world.pods(), [""; 0], "no program, no pod");
@@ -185,7 +189,7 @@ fn in_mode_session_a_pod_is_its_programs() {
 
 #[test]
 fn in_mode_persistent_a_pod_is_its_users() {
-    for level in LEVELS {
+    for level in levels() {
         let world = world(&format!("persistent{level}"));
         let connection = Master::start(&world);
         let made = pod(&world);
