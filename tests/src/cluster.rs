@@ -24,6 +24,11 @@ const IMAGE: &str = "PODBAY_TEST_IMAGE";
 /// Names the image of pods with podbay-agent at `/usr/bin/containerssh-agent`.
 const AGENT_IMAGE: &str = "PODBAY_TEST_AGENT_IMAGE";
 
+/// Names an image that has podbay-agent, and need have nothing else, as `/podbay-agent` (`deploy/agent-image`).
+const INJECTED_IMAGE: &str = "PODBAY_TEST_INJECTED_IMAGE";
+/// Names where ContainerSSH's agent, or the double of it, is in the image with the agent: not every image has one.
+const CONTAINERSSH_AGENT: &str = "PODBAY_TEST_CONTAINERSSH_AGENT";
+
 /// Whether scenarios run on a real cluster.
 pub fn is_real() -> bool {
     std::env::var_os(REAL).is_some()
@@ -37,6 +42,28 @@ pub fn image() -> Option<String> {
 /// The image of pods with the agent there.
 pub fn agent_image() -> String {
     std::env::var(AGENT_IMAGE).unwrap_or_else(|_| "localhost/podbay-debian-agent:1".to_owned())
+}
+
+/// The image that brings the agent into pods. The embedded cluster runs no init container, so there any name will do.
+pub fn injected_image() -> String {
+    std::env::var(INJECTED_IMAGE).unwrap_or_else(|_| "localhost/podbay-agent:1".to_owned())
+}
+
+/// Whether pods can have ContainerSSH's agent, or why not.
+///
+/// # Errors
+/// The reason.
+pub fn has_containerssh_agent() -> Result<(), String> {
+    if is_real() && std::env::var_os(CONTAINERSSH_AGENT).is_none() {
+        return Err(format!("{CONTAINERSSH_AGENT} does not say where the image has it"));
+    }
+    Ok(())
+}
+
+/// Its path in pods that have it.
+pub fn containerssh_agent() -> String {
+    let double = || super::program("containerssh-agent-double").display().to_string();
+    if is_real() { std::env::var(CONTAINERSSH_AGENT).expect(CONTAINERSSH_AGENT) } else { double() }
 }
 
 /// A namespace of a scenario's own on a real cluster; it is deleted with this.

@@ -12,6 +12,7 @@ mod master;
 pub mod ours;
 mod process;
 mod terminal;
+mod way;
 mod world;
 
 pub use echo::Loop;

@@ -82,7 +82,7 @@ impl Answered {
     }
 
     /// Stderr without the lines that say what a start waits for: a real cluster on a busy machine is slow enough for them.
-    fn told(&self) -> String {
+    pub fn told(&self) -> String {
         let waits = ["podbay: waiting for ", "podbay: starting the container", "podbay: scheduled", "podbay: pulling"];
         let shown = |line: &&str| !is_real() || !waits.iter().any(|wait| line.starts_with(wait));
         self.stderr.split_inclusive('\n').filter(shown).collect()

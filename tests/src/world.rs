@@ -1,8 +1,9 @@
 //! One Podbay, as one process or as several.
 
 use super::{
-    cluster::{RealCluster, agent_image, is_real, with_client},
+    cluster::{RealCluster, agent_image, containerssh_agent, injected_image, is_real, with_client},
     process::{Answered, Running, finish, processes_naming, program, wait_until},
+    way::Way,
 };
 use k8s_openapi::{
     api::{
@@ -38,6 +39,9 @@ pub fn image_with_agent() -> String {
     if is_real() { agent_image() } else { EMBEDDED_IMAGE.to_owned() }
 }
 
+/// What of a configuration lets pods bring the agent along, and where it is in them (`backend/core/src/inject.rs`).
+const INJECTED: &str = "/opt/podbay-agent/podbay-agent";
+
 /// Whether a scenario can't be told on the cluster that the environment names; says so.
 pub fn only_embedded(why: &str) -> bool {
     if is_real() {
@@ -63,6 +67,7 @@ pub struct World {
     /// Behind the parts, so that these end first.
     real: Option<RealCluster>,
     others: Vec<String>,
+    way: Option<Way>,
     dir: tempfile::TempDir,
     names: AtomicU32,
 }
@@ -73,9 +78,11 @@ impl World {
         Self::with(setup, "connection", |config| config)
     }
 
-    /// With this mode (`MODE` without agent, `MODE+podbay`, or `MODE+containerssh` with [`Setup::Apart`]), and the configuration changed before it is read ([`Setup::Apart`] only).
+    /// With this mode (`MODE` without agent, `MODE+podbay`, or `MODE+containerssh` and `MODE+injected` with [`Setup::Apart`]), and the configuration changed before it is read ([`Setup::Apart`] only).
+    ///
+    /// On the embedded cluster no init container runs, so there the agent is where one would have put it.
     pub fn with(setup: Setup, mode: &str, change: impl Fn(String) -> String) -> Self {
-        Self::with_namespaces(setup, mode, &[], |config, _| change(config))
+        Self::made(setup, mode, false, &[], |config, _| change(config))
     }
 
     /// The same with further namespaces, where backends have the same rights as in the first; `change` is told their names, which
@@ -86,17 +93,31 @@ impl World {
         namespaces: &[&str],
         change: impl Fn(String, &[String]) -> String,
     ) -> Self {
+        Self::made(setup, mode, false, namespaces, change)
+    }
+
+    /// The same as [`Self::with`], each part a process, and backends whose every connection to the API can be [cut](Self::cuts_streams).
+    pub fn cuttable(mode: &str, change: impl Fn(String) -> String) -> Self {
+        Self::made(Setup::Apart, mode, true, &[], |config, _| change(config))
+    }
+
+    fn made(
+        setup: Setup,
+        mode: &str,
+        cuttable: bool,
+        namespaces: &[&str],
+        change: impl Fn(String, &[String]) -> String,
+    ) -> Self {
         let dir = tempfile::Builder::new().prefix("podbay-scenario-").tempdir().expect("a directory");
         let state = dir.path().join("state");
-        let real = RealCluster::from_env();
-        let others = Vec::new();
-        let mut world = Self { state, parts: BTreeMap::new(), real, others, dir, names: AtomicU32::new(0) };
+        let (real, others) = (RealCluster::from_env(), Vec::new());
+        let mut world = Self { state, parts: BTreeMap::new(), real, others, way: None, dir, names: AtomicU32::new(0) };
         let mut demo = Command::new(program("podbay"));
         // `MODE` or `MODE+AGENT`.
         let (mode, agent) = mode.split_once('+').unwrap_or((mode, "none"));
         // The double stands where the image would have ContainerSSH's own.
-        let containerssh = agent == "containerssh";
-        let agent = if containerssh { "podbay" } else { agent };
+        let (containerssh, injected) = (agent == "containerssh", agent == "injected");
+        let agent = if containerssh || injected { "podbay" } else { agent };
         demo.arg("demo").arg("--state-dir").arg(&world.state).args(["--mode", mode, "--agent", agent]);
         if let Some(real) = &world.real {
             // The demo is its user's; a backend that runs for others has no more rights than it needs.
@@ -108,7 +129,7 @@ impl World {
                     &least
                 }
             };
-            let image = if agent == "none" { real.image.clone() } else { agent_image() };
+            let image = if agent == "none" || injected { real.image.clone() } else { agent_image() };
             demo.arg("--kubeconfig").arg(kubeconfig).args(["--namespace", &real.namespace, "--image", &image]);
         }
         match setup {
@@ -120,24 +141,36 @@ impl World {
             Setup::Apart => {
                 let written = finish(demo.arg("--files-only"), b"");
                 assert!(written.status.success(), "{written:?}");
-                let double = program("containerssh-agent-double");
-                let path = format!("    agentPath: {}\n    metadata:\n", double.display());
-                // By its own path, where the wrapper's shell finds it, too.
-                world.start_apart(namespaces, |config, others| {
-                    change(if containerssh { config.replacen("    metadata:\n", &path, 1) } else { config }, others)
+                let keys = if containerssh {
+                    // By its own path, where the wrapper's shell finds it, too.
+                    format!("    agentPath: {}\n", containerssh_agent())
+                } else if injected {
+                    format!("    agentInjection: {{enabled: true, image: \"{}\"}}\n", injected_image())
+                } else {
+                    String::new()
+                };
+                let agent = if injected { INJECTED } else { "/usr/bin/containerssh-agent" };
+                world.start_apart(agent, cuttable, namespaces, |config, others| {
+                    change(config.replacen("    metadata:\n", &format!("{keys}    metadata:\n"), 1), others)
                 });
             }
         }
         world
     }
 
-    fn start_apart(&mut self, namespaces: &[&str], change: impl Fn(String, &[String]) -> String) {
+    fn start_apart(
+        &mut self,
+        agent_path: &str,
+        cuttable: bool,
+        namespaces: &[&str],
+        change: impl Fn(String, &[String]) -> String,
+    ) {
         if self.real.is_none() {
             let mut cluster = Command::new(program("podbay-minicluster"));
             cluster.arg("--kubeconfig").arg(self.kubeconfig()).arg("--state-dir").arg(self.file("cluster"));
             let agent = self.state.join("podbay-agent");
             if agent.exists() {
-                cluster.arg("--program").arg(format!("/usr/bin/containerssh-agent={}", agent.display()));
+                cluster.arg("--program").arg(format!("{agent_path}={}", agent.display()));
             }
             let mut cluster = Running::start("cluster", cluster.args(["--backoff-ms", "50"]));
             cluster.says("ready");
@@ -150,7 +183,13 @@ impl World {
             };
             self.others.push(made);
         }
-        let text = std::fs::read_to_string(self.state.join("podbay.yaml")).expect("a configuration");
+        let mut text = std::fs::read_to_string(self.state.join("podbay.yaml")).expect("a configuration");
+        if cuttable {
+            let path = text.lines().find_map(|line| line.trim().strip_prefix("kubeconfig: ")).expect("a kubeconfig");
+            let (straight, by_way) = (path.trim_matches('"').to_owned(), self.file("way.kubeconfig"));
+            self.way = Some(Way::open(Path::new(&straight), &by_way));
+            text = text.replace(&straight, by_way.to_str().expect("text"));
+        }
         let first = text.lines().find_map(|line| line.trim().strip_prefix("addresses: [\"")).expect("an address");
         let first = first.trim_end_matches("\"]").to_owned();
         let second = free_address();
@@ -333,6 +372,14 @@ impl World {
         self.with_client(async |client| {
             client.request_text(request).await.expect("the fault is taken");
         });
+    }
+
+    /// Cuts whatever connects backends with the API now, streams above all ([`World::cuttable`] only).
+    ///
+    /// # Panics
+    /// In another world.
+    pub fn cuts_streams(&self) {
+        self.way.as_ref().expect("a way that can be cut").cuts();
     }
 
     /// The real cluster that this runs on.

@@ -11,8 +11,13 @@ use std::{
 
 const MIB: usize = 1 << 20;
 
+/// Streams alone, at the API server, where that can be said to it; else everything on the way to it.
 fn break_streams(world: &World) {
-    world.fault(r#"{"do": {"action": "breakStreams", "how": "cut"}}"#);
+    if world.real().is_none() {
+        world.fault(r#"{"do": {"action": "breakStreams", "how": "cut"}}"#);
+    } else {
+        world.cuts_streams();
+    }
 }
 
 #[test]
@@ -59,15 +64,14 @@ fn an_end_of_input_is_the_programs_on_a_terminal_and_off_it() {
 
 #[test]
 fn a_cut_stream_costs_nothing() {
-    if only_embedded("its faults are injected into the embedded one") {
-        return;
-    }
     for mode in ["connection+podbay", "session+podbay"] {
-        let world = World::with(Setup::Apart, mode, |config| config);
-        let mut run = Loop::start(&world, 12 * MIB);
-        for _ in 0..5 {
+        let world = World::cuttable(mode, |config| config);
+        let mut run = Loop::start(&world, 14 * MIB);
+        for _ in 0..3 {
             run.goes_on(2 * MIB);
             break_streams(&world);
+            run.goes_on(2 * MIB);
+            world.cuts_streams();
         }
         run.ends_whole();
         world.ends_clean();
@@ -164,7 +168,7 @@ fn a_user_that_leaves_takes_the_program_with_him() {
 
 #[test]
 fn many_sessions_survive_what_breaks() {
-    let mut world = World::with(Setup::Apart, "connection+podbay", |config| config);
+    let mut world = World::cuttable("connection+podbay", |config| config);
     let embedded = world.real().is_none();
     let sessions: usize = if embedded { 40 } else { 20 };
     let data = bytes(MIB);
@@ -182,9 +186,7 @@ fn many_sessions_survive_what_breaks() {
         .collect();
     wait_until("all have a pod", || world.pods().len() >= sessions);
     for part in ["backend", "backend-2", "backend"] {
-        if embedded {
-            break_streams(&world);
-        }
+        world.cuts_streams();
         world.take(part).kill();
         world.restart(part);
     }

@@ -1,7 +1,7 @@
 //! Clients other than OpenSSH: paramiko and AsyncSSH (which wait for every answer), and a gRPC client in Python that has
 //! nothing but the `.proto` files. `tests/peers/environment` makes their Python environment.
 
-use podbay_tests::{PATIENCE, Setup, World, python};
+use podbay_tests::{PATIENCE, Setup, World, cluster::has_containerssh_agent, python};
 use std::{path::Path, process::Command, time::Instant};
 
 fn root() -> &'static Path {
@@ -9,13 +9,17 @@ fn root() -> &'static Path {
 }
 
 fn passes(script: &str, more: &[&Path]) {
-    let world = World::new(Setup::Apart);
+    passes_with("connection", script, more);
+}
+
+fn passes_with(mode: &str, script: &str, more: &[&Path]) {
+    let world = World::with(Setup::Apart, mode, |config| config);
     let began = Instant::now();
     let mut command = Command::new(python());
     command.arg(root().join("peers").join(script)).arg(world.state()).args(more);
     let done = command.output().expect("runs");
     let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{script}: {said}");
+    assert!(done.status.success(), "{script} in mode {mode}: {said}");
     assert!(began.elapsed() < PATIENCE * 3, "{script} took {:?}", began.elapsed());
     world.ends_clean();
 }
@@ -28,6 +32,17 @@ fn paramiko() {
 #[test]
 fn asyncssh() {
     passes("with_asyncssh.py", &[]);
+}
+
+#[test]
+fn every_signal_and_the_last_size_reach_their_program() {
+    for mode in ["connection", "connection+containerssh", "connection+podbay", "session+podbay"] {
+        if mode.ends_with("+containerssh") && has_containerssh_agent().is_err() {
+            continue;
+        }
+        let level = mode.split_once('+').map_or("none", |(_, level)| level);
+        passes_with(mode, "signals.py", &[Path::new(level)]);
+    }
 }
 
 #[test]

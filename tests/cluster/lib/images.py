@@ -18,6 +18,7 @@ from machine import Failure, say
 
 DEBIAN = "localhost/podbay-debian:1"
 WITH_AGENT = "localhost/podbay-debian-agent:1"
+AGENT_ONLY = "localhost/podbay-agent:1"
 PROGRAMS = build.HERE / "programs"
 ARCHITECTURES = {"amd64": "amd64", "arm64": "arm64"}
 USER = ("user", 1000, "/home/user")
@@ -233,8 +234,19 @@ def images():
     return [image(name) for name in IMAGES]
 
 
-def with_agent(program, path):
-    """Writes the archive of the Debian image with this program as its agent. Not of the cache: each build's is another."""
+def agent_only(program, path):
+    """Writes the archive of the image that brings the agent into pods, as deploy/agent-image makes it."""
+    layer = Layer(path.with_suffix(".layer"))
+    layer.file("podbay-agent", pathlib.Path(program).read_bytes(), 0o755)
+    layer.close()
+    write_archive(path, AGENT_ONLY, [layer.path], {"Entrypoint": ["/podbay-agent"], "User": "65532:65532"})
+    layer.path.unlink()
+    return path
+
+
+def with_agent(program, double, path):
+    """Writes the archive of the Debian image with this program as its agent, and the double of ContainerSSH's beside it if there is
+    one. Not of the cache: each build's is another."""
     work = path.with_suffix(".work")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -250,6 +262,8 @@ def with_agent(program, path):
         config = json.load(blob(manifest["config"]["digest"]))["config"]
     layer = Layer(work / "agent.tar")
     layer.file("usr/bin/containerssh-agent", pathlib.Path(program).read_bytes(), 0o755)
+    if double:
+        layer.file("usr/bin/containerssh-agent-double", pathlib.Path(double).read_bytes(), 0o755)
     layer.close()
     write_archive(path, WITH_AGENT, [work / "base.tar", layer.path], config)
     shutil.rmtree(work)

@@ -87,6 +87,9 @@ struct Driver<S> {
     signaller: Option<Signaller>,
     /// Ends the program when its client is gone, where no agent can and the pod lives on.
     leftover: Option<Leftover>,
+    /// Its streams until then: where closing them hangs its terminal up, the wrapper would die by that, and the program with a
+    /// process group of its own that heeds no HUP could not be found any more.
+    held: Option<Streams>,
     /// The signal that is being delivered; one at a time, so that they arrive in order.
     signalling: Option<Delivery>,
     /// The bound of one.
@@ -122,6 +125,7 @@ impl Sessions {
             cut,
             signaller: None,
             leftover: None,
+            held: None,
             signalling: None,
             signal_bound: contents.timeouts.signal,
         };
@@ -143,7 +147,11 @@ impl Sessions {
             self.lifecycle.tracker().spawn(signaller.kill(contents.timeouts.signal));
         }
         if let Some(leftover) = driver.leftover.take() {
-            self.lifecycle.tracker().spawn(leftover.end(contents.timeouts.signal));
+            let (held, bound) = (driver.held.take(), contents.timeouts.signal);
+            self.lifecycle.tracker().spawn(async move {
+                leftover.end(bound).await;
+                drop(held);
+            });
         }
         let (kind, refusal) = match result {
             Ok(exit) => match exit.end {
@@ -218,10 +226,15 @@ impl Sessions {
             streams.size.send_replace(Some(size));
         }
         let mut clock = Clock::new(&contents.security, Instant::now(), opening.ran);
-        let end = match driver.pump(&mut streams, &mut proof, &mut clock).await? {
-            Pumped::Ended(end) => end,
-            Pumped::Cut(refusal) => {
-                drop((streams, own_pod, place));
+        let end = match driver.pump(&mut streams, &mut proof, &mut clock).await {
+            Ok(Pumped::Ended(end)) => end,
+            Err(stop) => {
+                driver.hold(streams);
+                return Err(stop);
+            }
+            Ok(Pumped::Cut(refusal)) => {
+                driver.hold(streams);
+                drop((own_pod, place));
                 if let Some(signaller) = driver.signaller.take() {
                     self.lifecycle.tracker().spawn(signaller.kill(contents.timeouts.signal));
                 }
@@ -321,6 +334,11 @@ where
             }
         }
         Ok(())
+    }
+
+    /// Closes the streams, or leaves that to the end of what its client left.
+    fn hold(&mut self, streams: Streams) {
+        self.held = self.leftover.is_some().then_some(streams);
     }
 
     fn next_signal(&mut self) -> Option<Delivery> {

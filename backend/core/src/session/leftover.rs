@@ -1,8 +1,9 @@
 //! The end of a program that its client left, where no agent ends it and the pod lives on (mode `persistent`).
 //!
 //! Closing an exec's stream ends nothing: the runtime lets the program run. The wrapper carries a random word among its
-//! arguments; a second exec finds it by that in /proc and sends HUP, TERM and KILL to its process group, five seconds apart. What a
-//! program put into a session of its own (`setsid`, `nohup … &` of an interactive shell) lives on, as with sshd.
+//! arguments; a second exec finds it by that in /proc and sends HUP, TERM and KILL, five seconds apart, to its process group, to the
+//! program's (an interactive shell makes itself one) and to the terminal's foreground. What is in the background there (`nohup … &`
+//! of an interactive shell) or in a session of its own (`setsid`) lives on, as with sshd.
 
 use crate::{
     cluster::{Cluster, ClusterError, Output, PodRef, StreamEnd, StreamRequest},
@@ -125,6 +126,54 @@ mod tests {
         assert!(bystander.try_wait().expect("asks").is_none());
         let (status, _) = end(&other, bystander);
         assert!(!status.success());
+    }
+
+    /// On a terminal an interactive shell is in a group of its own, and each of its jobs in another: none of them the wrapper's.
+    #[test]
+    fn an_interactive_shell_goes_with_its_foreground_and_not_with_its_background() {
+        let nonce = Nonce::new(rand::random());
+        let background = format!("/tmp/podbay-{}", hex::encode(rand::random::<[u8; 8]>()));
+        // The shell and its foreground heed KILL only; what is in the background is told nothing.
+        let shell = format!(
+            "set -m; trap '' HUP TERM; sleep 987654 & echo $! >{background}; \
+             sh -c 'echo $PPID $$; while :; do sleep 0.1; done'; sleep 987654"
+        );
+        let argv = ["/bin/sh", "-c", &shell].map(str::to_owned);
+        let wrapped = for_exec(Program { argv: &argv, environment: &[], size: None }, &nonce).expect("wrapped");
+        let quoted: Vec<String> =
+            wrapped.command.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect();
+        // `script` makes the terminal, and the session of which the wrapper is the leader. It must not have the word itself.
+        let mut user = Command::new("script")
+            .args(["-q", "-c", r#"eval "exec $WRAPPED""#, "/dev/null"])
+            .env("WRAPPED", quoted.join(" "))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut lines = BufReader::new(user.stdout.as_mut().expect("piped")).lines();
+        let pids = lines.find_map(|line| {
+            let line = line.expect("reads");
+            // The wrapper's word stands before it.
+            let line = line.rsplit('.').next().unwrap_or_default();
+            let words: Vec<u32> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+            (words.len() == 2).then_some(words)
+        });
+        let pids = pids.expect("it runs");
+        let command = command(&nonce);
+        let (name, args) = command.split_first().expect("a program");
+        assert!(Command::new(name).args(args).status().expect("runs").success());
+        let alive = |pid: u32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+        };
+        assert!(!pids.iter().any(|pid| alive(*pid)), "{pids:?}");
+        let text = std::fs::read_to_string(&background).expect("reads");
+        let background_pid: u32 = text.trim().parse().expect("a pid");
+        assert!(alive(background_pid));
+        std::fs::remove_file(&background).expect("removes");
+        let _ = Command::new("kill").args(["-9", &background_pid.to_string()]).status();
+        let _ = user.kill();
+        user.wait().expect("ended");
     }
 
     #[test]
