@@ -23,6 +23,8 @@ pub(super) enum State {
     Ended {
         pid: u32,
         exit: Exit,
+        /// While the container was being stopped.
+        stopping: bool,
         at: Instant,
     },
 }
@@ -136,11 +138,15 @@ impl Program {
         }
     }
 
-    pub(super) fn ended(&mut self, exit: Exit, now: Instant) {
+    pub(super) fn ended(&mut self, exit: Exit, stopping: bool, now: Instant) {
         match self.state {
             State::Starting | State::Ended { .. } => {}
-            State::Running { pid } => self.state = State::Ended { pid, exit, at: now },
+            State::Running { pid } => self.state = State::Ended { pid, exit, stopping, at: now },
         }
+    }
+
+    fn ended_by_stop(&self) -> bool {
+        matches!(self.state, State::Ended { stopping: true, .. })
     }
 
     pub(super) fn exit(&self) -> Option<&Exit> {
@@ -249,7 +255,8 @@ impl Program {
         }
         let all = self.stdout.all_sent() && self.stderr.as_ref().is_none_or(Output::all_sent);
         if let (true, false, Some(exit)) = (all, self.exit_sent, self.exit()) {
-            let exit = proto::Exit { program: number.into(), status: Some(exit.into()) };
+            let exit =
+                proto::Exit { program: number.into(), status: Some(exit.into()), stopping: self.ended_by_stop() };
             put_control(&ToBackend { message: Some(to_backend::Message::Exit(exit)) }, out);
             self.exit_sent = true;
         }

@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -81,6 +81,22 @@ pub enum News {
     Other(Found, String),
     /// The pod or its container is gone, as this shows.
     Gone(Box<Result<Pod, ClusterError>>),
+}
+
+/// Whether a pod is reached over its link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It is, or nothing is known against it yet.
+    Up,
+    /// Not since then; it is tried again and again.
+    Down {
+        /// When the link broke, or could not be made first.
+        since: Instant,
+        /// The API itself does not answer.
+        api: bool,
+        /// The last failure, in a line.
+        why: String,
+    },
 }
 
 /// What a program wants of its link.
@@ -172,6 +188,7 @@ struct Entry {
     id: u64,
     commands: mpsc::Sender<Command>,
     left: mpsc::UnboundedSender<u64>,
+    health: watch::Receiver<Health>,
 }
 
 /// The link is gone; the next one to the pod is another.
@@ -196,7 +213,8 @@ impl Links {
         let entry = self.entry(place);
         let token = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let (news, receiver) = mpsc::unbounded_channel();
-        LinkProgram { token, entry, sender: Some(news), news: receiver }
+        let health = entry.health.clone();
+        LinkProgram { token, entry, sender: Some(news), news: receiver, health }
     }
 
     fn entry(&self, place: &Place) -> Entry {
@@ -209,10 +227,11 @@ impl Links {
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let (left, leaving) = mpsc::unbounded_channel();
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let entry = Entry { id, commands, left };
+        let (tells, health) = watch::channel(Health::Up);
+        let entry = Entry { id, commands, left, health };
         pods.insert(key.clone(), entry.clone());
         drop(pods);
-        let actor = actor::Actor::new(Arc::clone(&self.shared), (key, id), place.clone(), receiver, leaving);
+        let actor = actor::Actor::new(Arc::clone(&self.shared), (key, id), place.clone(), (receiver, leaving, tells));
         let stop = self.stop.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -264,6 +283,8 @@ pub struct LinkProgram {
     sender: Option<mpsc::UnboundedSender<News>>,
     /// What the agent tells; bounded by the credit that was given and the requests that were made.
     pub news: mpsc::UnboundedReceiver<News>,
+    /// The link's.
+    pub health: watch::Receiver<Health>,
 }
 
 impl LinkProgram {

@@ -7,7 +7,7 @@
 use super::{
     Opening, Sessions,
     driver::{LAST_OUTPUT, Report, ToClient},
-    ending::{self, of_gone, of_lost_program},
+    ending::{self, explained, of_broken, of_lost_program, of_pod},
     machine::size_of,
     places::Place,
     start::OwnPod,
@@ -17,15 +17,15 @@ use crate::{
     cluster::{Cluster, ClusterError, PodRef, StreamEnd},
     failure::short,
     handle::Contents,
-    link::{Commands, Found, LinkEnded, LinkProgram, News},
+    link::{Commands, Found, Health, LinkEnded, LinkProgram, News},
     ownership::Leases,
     policy::{Ask, Clock, Security, Tick},
 };
 use bytes::Bytes;
-use futures::{Stream as FrameStream, StreamExt as _};
+use futures::{FutureExt as _, Stream as FrameStream, StreamExt as _, future::BoxFuture};
 use k8s_openapi::api::core::v1::Pod;
 use podbay::{
-    MAX_CREDIT,
+    ConnectionId, MAX_CREDIT,
     v1::{
         self, AgentLevel, Reason, Refusal, Stream, exit::End, run_session_request::Frame as In,
         run_session_response::Frame as Out,
@@ -46,6 +46,12 @@ use tokio_util::sync::CancellationToken;
 const MAX_DATA: usize = 64 * 1024;
 /// Answers and the like that wait to be sent; beyond it the client is not read until it has read.
 const MAX_CONTROL: usize = 256;
+
+/// Of a link that was not made again.
+const RESTARTED: &str = "its container was restarted";
+
+/// A link that is away for less is nobody's news.
+const TELL_AFTER: Duration = Duration::from_secs(5);
 
 /// The client's ends of a session's stream.
 pub(super) struct Client<S> {
@@ -87,10 +93,13 @@ pub(super) struct Durable {
     eof: Option<u64>,
     control: VecDeque<Out>,
     data: VecDeque<Out>,
+    /// It is over; what is told of it is being found out.
+    ending: Option<BoxFuture<'static, Told>>,
     exit: Option<v1::Exit>,
     signal_bound: Duration,
     window_bound: Duration,
     resizes: VecDeque<u64>,
+    waits: Waits,
     policy: Security,
     clock: Clock,
     /// Its time is over: until then the client may take the rest.
@@ -110,6 +119,48 @@ struct Output {
     from: u64,
     at: u64,
     ended: bool,
+}
+
+/// How a program came to its end.
+enum Over {
+    /// By itself; `stopping`: while its container was being stopped.
+    Exit { exit: v1::Exit, stopping: bool },
+    /// Its pod or container is gone, as this shows.
+    Gone(Box<Result<Pod, ClusterError>>),
+    /// Its supervisor is another one.
+    Lost,
+    /// It can't be reached, and may run on.
+    Unreachable(v1::Exit),
+}
+
+/// What the client is told of an end.
+struct Told {
+    /// Why, where Exit is the program's own word.
+    notice: Option<String>,
+    exit: v1::Exit,
+}
+
+/// How long a session waits for its link.
+#[derive(Debug)]
+struct Waits {
+    within: Duration,
+    now: Option<Wait>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    since: Instant,
+    /// The user knows.
+    told: bool,
+}
+
+impl Waits {
+    /// When something is to be told, or done about it.
+    fn due(&self) -> Option<Instant> {
+        let wait = self.now?;
+        let patience = if wait.told { self.within } else { self.within.min(TELL_AFTER) };
+        Some(wait.since + patience)
+    }
 }
 
 /// Why the stream ends without Exit.
@@ -151,8 +202,9 @@ impl Sessions {
             stderr_credit: if opening.tty { 0 } else { opening.stderr_credit },
         };
         let attempt = Attempt::new(opening.attempt);
+        let continues = opening.take_over || opening.resume.is_some();
         let ended = |LinkEnded| Refusal::new(Reason::Internal, "the link to the pod's agent ended");
-        if opening.take_over || opening.resume.is_some() {
+        if continues {
             link.attach(opening.session, attempt, opening.take_over, from).await.map_err(ended)?;
         } else {
             link.start(opening.session, attempt, start(opening), from).await.map_err(ended)?;
@@ -160,13 +212,21 @@ impl Sessions {
         let event = match timeout_at(deadline, link.news.recv()).await {
             Ok(Some(News::Wire(event))) => event,
             Ok(Some(News::Other(found, words))) => return Ok(Begun::Other(found, words)),
-            Ok(Some(News::Gone(pod))) => return Ok(Begun::Ended(gone(&pod, &contents.console))),
+            Ok(Some(News::Gone(found))) => {
+                let end = StreamEnd::Lost(RESTARTED.to_owned());
+                let exit = match of_pod(&found, &contents.console) {
+                    Some(exit) => exit,
+                    None => of_broken(&**self.lifecycle.cluster(), &pod, &contents.console, &end).await,
+                };
+                return Ok(Begun::Ended(exit));
+            }
             Ok(None) => return Err(ended(LinkEnded)),
             Err(_) => {
-                // Whatever has begun by now is ended.
-                let _ = link.commands().release().await;
-                let text = "the program was not started in time (timeouts.commandStart)";
-                return Err(Refusal::new(Reason::CommandStartTimeout, text));
+                // What has begun by now is ended; what ran before may be reached by another replica.
+                if !continues {
+                    let _ = link.commands().release().await;
+                }
+                return Err(late(&link.health.borrow(), continues));
             }
         };
         match event {
@@ -187,7 +247,9 @@ impl Sessions {
                     eof: None,
                     control: VecDeque::new(),
                     data: VecDeque::new(),
+                    ending: None,
                     exit: None,
+                    waits: Waits { within: contents.timeouts.relink, now: None },
                     signal_bound: contents.timeouts.signal,
                     window_bound: contents.timeouts.window,
                     resizes: VecDeque::new(),
@@ -219,9 +281,71 @@ impl Sessions {
     }
 }
 
-/// What the pod shows of a program that can't be reached.
-fn gone(pod: &Result<Pod, ClusterError>, console: &str) -> v1::Exit {
-    of_gone(pod, console, &StreamEnd::Lost("its container was restarted".to_owned()))
+/// What is told of an end, from what the pod and the connection's marks show. Waits a little where the pod's status may come behind.
+async fn told(over: Over, of: (Arc<dyn Cluster>, Leases), pod: PodRef, contents: (ConnectionId, String)) -> Told {
+    let ((cluster, leases), (connection, console)) = (of, contents);
+    let (notice, mut exit) = match over {
+        Over::Exit { exit, stopping } => {
+            let why = if stopping {
+                explained(&*cluster, &pod, &console).await
+            } else if ending::may_be_the_pods(&exit) {
+                of_pod(&cluster.get_pod(&pod).await, &console)
+            } else {
+                None
+            };
+            match why {
+                Some(why) if ending::may_be_the_pods(&exit) => (None, why),
+                // It was told to end, and ended by itself.
+                Some(why) => (ending::words(why), exit),
+                None if stopping => (None, ending::stopped(exit)),
+                None => (None, exit),
+            }
+        }
+        Over::Gone(found) => match of_pod(&found, &console) {
+            Some(exit) => (None, exit),
+            None => (None, of_broken(&*cluster, &pod, &console, &StreamEnd::Lost(RESTARTED.to_owned())).await),
+        },
+        Over::Unreachable(exit) => (None, exit),
+        Over::Lost => (None, of_lost_program(&cluster.get_pod(&pod).await, &console)),
+    };
+    if (notice.is_some() || ending::may_be_the_pods(&exit))
+        && let Some(refusal) = leases.terminated(connection).await
+    {
+        match notice {
+            Some(_) => return Told { notice: Some(refusal.message), exit },
+            None => exit = v1::Exit { end: Some(End::Lost(refusal)) },
+        }
+    }
+    if let Some(End::Lost(refusal)) = &mut exit.end {
+        refusal.connection_id = connection.to_string();
+    }
+    Told { notice, exit }
+}
+
+/// Never, where nothing has ended. Cancel safe.
+async fn ended(ending: &mut Option<BoxFuture<'static, Told>>) -> Told {
+    match ending {
+        Some(ending) => ending.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Why a session did not begin within its time. One that `continues` may do so on another replica.
+fn late(health: &Health, continues: bool) -> Refusal {
+    let text = "the program was not started in time (timeouts.commandStart)";
+    let (reason, text) = match health {
+        Health::Up => (Reason::CommandStartTimeout, text.to_owned()),
+        Health::Down { api: true, why, .. } if continues => {
+            (Reason::KubernetesUnavailable, format!("the Kubernetes API does not answer: {why}"))
+        }
+        Health::Down { api: false, why, .. } if continues => {
+            (Reason::StreamLost, format!("the pod's agent can't be reached: {why}"))
+        }
+        Health::Down { why, .. } => {
+            (Reason::CommandStartTimeout, format!("{text}: the pod's agent can't be reached: {why}"))
+        }
+    };
+    Refusal::new(reason, text)
 }
 
 fn not_started(reason: proto::Reason, message: &str) -> Refusal {
@@ -291,7 +415,7 @@ impl Durable {
                 ("gone", None)
             }
             Err(Stop::Refused(refusal)) => {
-                if matches!(refusal.reason(), Reason::Superseded | Reason::Draining) {
+                if matches!(refusal.reason(), Reason::Superseded | Reason::Draining | Reason::KubernetesUnavailable) {
                     self.keep_pod();
                 }
                 let refusal = refusal.about(contents.connection);
@@ -326,6 +450,8 @@ impl Durable {
             if self.exit.is_some() && self.control.is_empty() && self.data.is_empty() {
                 return Ok(());
             }
+            let is_over = self.exit.is_some() || self.ending.is_some();
+            let waits_until = self.waits.due();
             let reads = client_open && self.control.len() < MAX_CONTROL;
             let writes = !self.control.is_empty() || !self.data.is_empty();
             tokio::select! {
@@ -335,20 +461,33 @@ impl Durable {
                     // Half closed: it sends no more, and may read on.
                     None => client_open = false,
                 },
-                news = self.link.news.recv(), if self.exit.is_none() => match news {
-                    Some(News::Wire(Event::Exit { exit, .. })) => {
-                        self.finish(v1::Exit { end: Some(end(exit)) }, contents).await;
+                news = self.link.news.recv(), if !is_over => match news {
+                    Some(News::Wire(Event::Exit { exit, stopping, .. })) => {
+                        self.over(Over::Exit { exit: v1::Exit { end: Some(end(exit)) }, stopping }, contents);
                     }
                     Some(News::Wire(Event::Closed {
                         reason: proto::Reason::UnknownSession | proto::Reason::InstanceDiffers, ..
-                    })) => {
-                        let found = self.cluster.get_pod(&self.pod).await;
-                        self.finish(of_lost_program(&found, &contents.console), contents).await;
-                    }
+                    })) => self.over(Over::Lost, contents),
                     Some(News::Wire(event)) => self.event(event)?,
-                    Some(News::Gone(pod)) => self.finish(gone(&pod, &contents.console), contents).await,
+                    Some(News::Gone(pod)) => self.over(Over::Gone(pod), contents),
                     Some(News::Other(..)) | None => return Err(LinkEnded.into()),
                 },
+                told = ended(&mut self.ending) => self.finish(told),
+                Ok(()) = self.link.health.changed(), if !is_over => {
+                    let is_up = matches!(*self.link.health.borrow_and_update(), Health::Up);
+                    let told = self.waits.now.take_if(|_| is_up).is_some_and(|wait| wait.told);
+                    if told {
+                        let message = "the connection to the pod is there again".to_owned();
+                        self.control.push_back(Out::Notice(v1::Notice { message }));
+                    }
+                    let now = Instant::now();
+                    if !is_up && self.waits.now.is_none() {
+                        self.waits.now = Some(Wait { since: now, told: false });
+                    }
+                }
+                () = sleep_until(waits_until.unwrap_or_else(Instant::now)), if waits_until.is_some() && !is_over => {
+                    self.waited(contents)?;
+                }
                 permit = client.to.reserve(), if writes => {
                     let Ok(permit) = permit else { return Err(Stop::Gone) };
                     if let Some(frame) = self.control.pop_front().or_else(|| self.data.pop_front()) {
@@ -360,7 +499,7 @@ impl Durable {
                         tracing::debug!("a client takes no output while its session is cut");
                         return Ok(());
                     }
-                    self.tick(contents).await?;
+                    self.tick(contents).await;
                 }
                 () = client.to.closed() => return Err(Stop::Gone),
                 () = client.moving.cancelled(), if !told_to_move => {
@@ -380,13 +519,13 @@ impl Durable {
         [self.stdin.at, self.stdout.at, self.stderr.at]
     }
 
-    async fn tick(&mut self, contents: &Contents) -> Result<(), Stop> {
+    async fn tick(&mut self, contents: &Contents) {
         match self.clock.tick(Instant::now()) {
             Tick::Nothing => {}
             Tick::Warn(message) => self.control.push_back(Out::Notice(v1::Notice { message })),
             Tick::Cut(refusal) => {
                 // The agent ends it, as one that its client gave up.
-                self.commands.release().await?;
+                let _ = self.commands.release().await;
                 self.place = None;
                 let exit = v1::Exit { end: Some(End::Lost(refusal.about(contents.connection))) };
                 self.data.push_back(Out::Exit(exit.clone()));
@@ -394,23 +533,55 @@ impl Durable {
                 self.cut = Some(Instant::now() + LAST_OUTPUT);
             }
         }
+    }
+
+    /// The link was waited for.
+    fn waited(&mut self, contents: &Contents) -> Result<(), Stop> {
+        let Health::Down { since: _, api, why } = self.link.health.borrow().clone() else { return Ok(()) };
+        let Some(wait) = &mut self.waits.now else { return Ok(()) };
+        let within = self.waits.within;
+        if Instant::now() < wait.since + within {
+            wait.told = true;
+            let whom = if api { "the Kubernetes API" } else { "the pod's agent" };
+            let message = format!(
+                "the connection to the pod broke and the program runs on: waiting for {whom}, at most {within:?} ({why})"
+            );
+            self.control.push_back(Out::Notice(v1::Notice { message }));
+            return Ok(());
+        }
+        if api {
+            // Another replica may have a better way to it.
+            let text = format!("the Kubernetes API did not answer for {within:?}: {why} (timeouts.relink)");
+            return Err(Refusal::new(Reason::KubernetesUnavailable, text).into());
+        }
+        let text = format!(
+            "the pod's agent could not be reached for {within:?}: {why} (timeouts.relink); how the program ends is not known"
+        );
+        let exit = ending::lost(Reason::StreamLost, text);
+        self.over(Over::Unreachable(exit), contents);
         Ok(())
     }
 
-    async fn finish(&mut self, mut exit: v1::Exit, contents: &Contents) {
-        if ending::may_be_the_pods(&exit)
-            && let Some(refusal) = self.leases.terminated(contents.connection).await
-        {
-            exit = v1::Exit { end: Some(End::Lost(refusal)) };
+    fn over(&mut self, over: Over, contents: &Contents) {
+        let of = (Arc::clone(&self.cluster), self.leases.clone());
+        let of_whom = (contents.connection, contents.console.clone());
+        self.ending = Some(told(over, of, self.pod.clone(), of_whom).boxed());
+    }
+
+    fn finish(&mut self, told: Told) {
+        let Told { notice, exit } = told;
+        self.ending = None;
+        // Its time may have been over meanwhile.
+        if self.exit.is_some() {
+            return;
         }
         self.place = None;
-        if let Some(End::Lost(refusal)) = &mut exit.end {
-            refusal.connection_id = contents.connection.to_string();
-        }
+        self.control.extend(notice.map(|message| Out::Notice(v1::Notice { message })));
         self.data.push_back(Out::Exit(exit.clone()));
         self.exit = Some(exit);
     }
 
+    /// Where the link is gone, its last news tells.
     async fn receive(&mut self, frame: v1::RunSessionRequest) -> Result<(), Stop> {
         match frame.frame.ok_or_else(|| violation("a frame is empty or of a kind that is not known here"))? {
             In::Open(_) => return Err(violation("Open must be the first frame and only that").into()),
@@ -421,14 +592,14 @@ impl Durable {
                 if credit.limit > output.at.saturating_add(MAX_CREDIT) {
                     return Err(violation("a credit is at most 256 KiB beyond what was sent").into());
                 }
-                self.commands.credit(wire, credit.limit).await?;
+                let _ = self.commands.credit(wire, credit.limit).await;
             }
             In::Ack(ack) => {
                 let (wire, output) = self.output(ack.stream())?;
                 if ack.offset > output.at {
                     return Err(violation("acknowledged more than was sent").into());
                 }
-                self.commands.ack(wire, ack.offset).await?;
+                let _ = self.commands.ack(wire, ack.offset).await;
             }
             In::Eof(eof) => {
                 self.new_id(eof.id)?;
@@ -438,7 +609,7 @@ impl Durable {
                 // Said again by a client that has come back.
                 if !std::mem::replace(&mut self.stdin.ended, true) {
                     self.eof = Some(eof.id);
-                    self.commands.eof(eof.id, eof.offset).await?;
+                    let _ = self.commands.eof(eof.id, eof.offset).await;
                 }
             }
             In::Signal(signal) => {
@@ -452,7 +623,7 @@ impl Durable {
                     return Ok(());
                 }
                 let deadline = Instant::now() + bounded(signal.deadline, self.signal_bound);
-                self.commands.signal(signal.id, signal.name, deadline).await?;
+                let _ = self.commands.signal(signal.id, signal.name, deadline).await;
             }
             In::Resize(resize) => {
                 self.new_id(resize.id)?;
@@ -465,7 +636,7 @@ impl Durable {
                 }
                 self.resizes.push_back(resize.id);
                 let deadline = Instant::now() + bounded(resize.deadline, self.window_bound);
-                self.commands.resize(resize.id, wire_size(wanted), deadline).await?;
+                let _ = self.commands.resize(resize.id, wire_size(wanted), deadline).await;
             }
             In::Hangup(v1::Hangup {}) => return Err(Stop::GivenUp),
         }
@@ -486,7 +657,7 @@ impl Durable {
             return Err(violation(&format!("data up to {end}, beyond the credit {}", self.stdin.limit)).into());
         }
         self.stdin.at = end;
-        self.commands.stdin(data.offset, data.data).await?;
+        let _ = self.commands.stdin(data.offset, data.data).await;
         Ok(())
     }
 
