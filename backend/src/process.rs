@@ -19,7 +19,7 @@ use podbay_backend_core::{
     connections::Connections,
     handle::{KeyError, KeyRing},
     lifecycle::Lifecycle,
-    ownership::{Leases, Reaper},
+    ownership::{Agents, Leases, Reaper},
     session::{Sessions, Stopping},
 };
 use podbay_runtime::{
@@ -127,6 +127,10 @@ pub async fn run_on(
     let idle_timeout = settings.pod.persistent.as_ref().and_then(|which| which.idle_timeout);
     warn_of_shared(&settings);
     let sessions = Sessions::new(lifecycle.clone(), leases.clone());
+    let agents = settings.pod.agent.clone().map(|path| {
+        let (links, console) = (sessions.links().clone(), settings.pod.console.clone());
+        Agents { links, path, console }
+    });
     let connections = Connections::new(lifecycle.clone(), leases.clone(), Arc::new(settings), Arc::new(keys));
     let service = Service {
         connections: connections.with_webhook(webhook).with_links(sessions.links().clone()),
@@ -144,7 +148,8 @@ pub async fn run_on(
     let (reporter, health) = tonic_health::server::health_reporter();
     tell_serving(&reporter, true).await;
     helpers.spawn(watch_kubernetes(reporter.clone(), Arc::clone(&cluster), stop.clone()));
-    let reaper = Reaper::new(lifecycle, leases, namespace).everywhere(&namespaces).idle_timeout(idle_timeout);
+    let reaper = Reaper::new(lifecycle, leases, namespace).everywhere(&namespaces);
+    let reaper = reaper.idle_timeout(idle_timeout).asking(agents);
     helpers.spawn(count_reaped(reaper.deleted(), metrics.clone()));
     helpers.spawn(reaper.run(stop.clone()));
     let counted = metrics.clone();

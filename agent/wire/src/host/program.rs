@@ -212,6 +212,7 @@ impl Program {
             stderr_held: stderr.map_or(0, Output::held),
             stderr_end: stderr.map_or(0, Output::end),
             exit: self.exit().filter(|_| self.complete()).map(Into::into),
+            kept: self.link.is_none() && matches!(self.keep, Keep::Until(_)),
         }
     }
 

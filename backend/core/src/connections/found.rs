@@ -6,7 +6,7 @@ use crate::{
     identity::{self, Identity, Marks},
     lifecycle::{image_id, reference},
     link::Place,
-    template,
+    persistent, template,
 };
 use k8s_openapi::api::core::v1::Pod;
 use podbay::v1::{Reason, Refusal};
@@ -45,7 +45,8 @@ impl Connections {
     }
 
     fn found(&self, pod: &Pod, user: &str, agent: &str) -> Option<FoundPod> {
-        let (marks, reference) = (Marks::read(&pod.metadata)?, reference(pod)?);
+        let marks = Marks::read(&pod.metadata).or_else(|| persistent::marks(&pod.metadata))?;
+        let reference = reference(pod)?;
         // By the authenticated name alone: that is what rights are about.
         if marks.user.authenticated != user {
             return None;
@@ -58,21 +59,19 @@ impl Connections {
             user: marks.user.clone(),
             remote: marks.remote.parse().ok(),
         };
-        let (target, image) = if marks.session_mode {
-            let base = template::base_pod(config, &who, &BTreeMap::new());
-            let image = crate::session::image_of(&base, &config.console);
-            (Target::Template(Box::new(base)), image)
+        let image = image_id(pod, &config.console);
+        let target = if marks.session_mode {
+            Target::Template(Box::new(template::base_pod(config, &who, &BTreeMap::new())))
         } else {
-            let image_id = image_id(pod, &config.console);
-            let target = Target::Pod {
+            Target::Pod {
                 namespace: reference.namespace.clone(),
                 name: reference.name.clone(),
                 uid: reference.uid.clone()?,
-                image_id: image_id.clone(),
-            };
-            (target, image_id)
+                image_id: image.clone(),
+            }
         };
-        let contents = Contents::new(self.settings(), *self.lifecycle().timeouts(), &who, BTreeMap::new(), target);
+        let mut contents = Contents::new(self.settings(), *self.lifecycle().timeouts(), &who, BTreeMap::new(), target);
+        contents.stays = persistent::is_ours(&pod.metadata);
         let place = Place { pod: reference, container: config.console.clone(), agent: agent.to_owned(), image };
         Some(FoundPod { marks, contents, place })
     }

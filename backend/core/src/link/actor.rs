@@ -180,7 +180,6 @@ impl Actor {
                 }
                 Happened::Output(output) => {
                     if let Some((found, words)) = self.output(output) {
-                        self.shared.learn(&self.place.image, found);
                         self.end_all(|| News::Other(found, words.clone()));
                         self.shared.remove(&self.key);
                         return;
@@ -304,10 +303,14 @@ impl Actor {
         };
         let _ = self.client.ended();
         match ended {
-            Ended::Other(found, words) => Some((found, words)),
+            Ended::Other(found, words) => {
+                self.shared.learn(&self.place.image, found);
+                Some((found, words))
+            }
             Ended::Unknown(why) => {
                 self.tries += 1;
                 if !self.greeted && self.tries >= TRIES {
+                    // Of this pod; the image may be sound.
                     return Some((Found::Nothing, why));
                 }
                 self.broke(&why);

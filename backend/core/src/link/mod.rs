@@ -7,7 +7,10 @@
 
 mod actor;
 
-use crate::cluster::{Cluster, ClusterError, PodRef};
+use crate::{
+    cluster::{Cluster, ClusterError, PodRef},
+    images::Images,
+};
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Pod;
 use podbay::{SessionId, v1::AgentLevel};
@@ -35,9 +38,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// Commands under way to a link.
 const COMMANDS: usize = 256;
 
-/// More images are not remembered; forgetting costs one failed exec per image.
-const MOST_IMAGES: usize = 1024;
-
 /// Where an agent is.
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -47,7 +47,7 @@ pub struct Place {
     pub container: String,
     /// The agent's path in it.
     pub agent: String,
-    /// What the container runs; the key for what is known of an image.
+    /// What the container runs, by its status; the key for what is known of an image.
     pub image: String,
 }
 
@@ -179,7 +179,7 @@ pub struct Links {
 struct Shared {
     cluster: Arc<dyn Cluster>,
     pods: Mutex<HashMap<String, Entry>>,
-    images: Mutex<HashMap<String, Found>>,
+    images: Images<Found>,
     next: AtomicU64,
 }
 
@@ -199,13 +199,18 @@ impl Links {
     /// Links over this cluster.
     pub fn new(cluster: Arc<dyn Cluster>) -> Self {
         let stop = CancellationToken::new();
-        let shared = Shared { cluster, pods: Mutex::default(), images: Mutex::default(), next: AtomicU64::new(0) };
+        let shared = Shared { cluster, pods: Mutex::default(), images: Images::default(), next: AtomicU64::new(0) };
         Self { shared: Arc::new(shared), _stop: Arc::new(stop.clone().drop_guard()), stop }
     }
 
-    /// What is known of an image. An empty name is nobody's.
+    /// What is known of an image, by its id, or (for a while) by its name. An empty name is nobody's.
     pub fn found(&self, image: &str) -> Option<Found> {
-        self.shared.images.lock().unwrap_or_else(PoisonError::into_inner).get(image).copied()
+        self.shared.images.get(image)
+    }
+
+    /// The same image by another of its names.
+    pub(crate) fn learn(&self, image: &str, found: Found) {
+        self.shared.images.learn(image, found);
     }
 
     /// A program's end of the link to its pod; the link is made if there is none.
@@ -250,12 +255,7 @@ impl Links {
 
 impl Shared {
     fn learn(&self, image: &str, found: Found) {
-        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        if images.len() >= MOST_IMAGES {
-            images.clear();
-        }
-        let known = if image.is_empty() { None } else { images.insert(image.to_owned(), found) };
-        drop(images);
+        let known = self.images.learn(image, found);
         if known != Some(found) {
             let level = match found {
                 Found::Podbay => "podbay-agent",
