@@ -9,7 +9,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use podbay::{
-    ConnectionId, MAX_CREDIT, OwnerId,
+    ConnectionId, MAX_CREDIT, OwnerId, SessionId,
     v1::{self, Reason, Refusal, exit::End, open, run_session_request::Frame, run_session_response::Frame as Back},
 };
 use podbay_agent_wire::program::Exit;
@@ -18,12 +18,18 @@ use podbay_backend_core::{
     config::{Ownership, Timeouts},
     fake::{Call, FakeCluster, Fault, Program, script},
     handle::{Contents, Target},
-    identity::User,
+    identity::{self, User},
     lifecycle::Lifecycle,
     ownership::Leases,
     session::{Opening, Report, Sessions, Stopping},
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
@@ -337,17 +343,253 @@ async fn a_session_that_can_not_be_continued_yet_is_not_given_up() {
     assert_eq!(session.all().await.exit, Some(End::Code(6)));
 }
 
-/// An agent that greets as podbay-agent does, and then goes on so.
-fn says(then: &'static [u8], end: StreamEnd) -> impl Fn(Program) -> futures::future::BoxFuture<'static, StreamEnd> {
-    move |program| {
-        let end = end.clone();
+/// What stands at the agent's path, by how often it was executed.
+async fn instead(
+    what: impl Fn(usize, Program) -> futures::future::BoxFuture<'static, StreamEnd> + Send + Sync + 'static,
+) -> (World, Arc<AtomicUsize>) {
+    let times = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&times);
+    let world = World::new(move |program| what(counts.fetch_add(1, Ordering::Relaxed), program)).await;
+    (world, times)
+}
+
+async fn refused(world: &World) -> (Refusal, Duration) {
+    let all = world.open(&shell(1)).all().await;
+    (all.refusal.unwrap_or_else(|| panic!("not refused: {:?}", all.exit)), all.took)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_hangs_is_named_when_the_time_is_over() {
+    let (world, _) = instead(|_, _| std::future::pending().boxed()).await;
+    let (refusal, took) = refused(&world).await;
+    assert_eq!((refusal.reason(), took), (Reason::CommandStartTimeout, world.contents.timeouts.command_start));
+    assert!(
+        refusal.message.contains("commandStart") && refusal.message.contains("agent can't be reached"),
+        "{refusal:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_floods_is_held_to_the_same_time() {
+    let (world, _) = instead(|_, program| {
         async move {
-            let _ = program.output.send(Output::Stdout(then.into())).await;
-            if end == StreamEnd::Success {
-                std::future::pending::<()>().await
+            loop {
+                for junk in [Output::Stderr(vec![b'x'; 32 * 1024].into()), Output::Stdout(vec![b'y'; 32 * 1024].into())]
+                {
+                    if program.output.send(junk).await.is_err() {
+                        return StreamEnd::Success;
+                    }
+                }
+                sleep(Duration::from_millis(10)).await;
             }
-            end
         }
         .boxed()
+    })
+    .await;
+    let (refusal, took) = refused(&world).await;
+    assert_eq!((refusal.reason(), took), (Reason::CommandStartTimeout, world.contents.timeouts.command_start));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_dies_at_once_again_and_again_is_told_as_one_that_does_not_run() {
+    let (world, times) = instead(|_, program| {
+        async move {
+            let _ = program.output.send(Output::Stderr("Segmentation fault\n".into())).await;
+            StreamEnd::ExitCode(139)
+        }
+        .boxed()
+    })
+    .await;
+    let (refusal, took) = refused(&world).await;
+    assert_eq!(refusal.reason(), Reason::AgentMissing);
+    assert!(refusal.message.contains("Segmentation fault") && refusal.message.contains(AGENT), "{refusal:?}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
+    let tries = times.load(Ordering::Relaxed);
+    assert!((2..10).contains(&tries), "{tries}");
+    // Nothing is concluded for the image: the next start tries anew.
+    refused(&world).await;
+    assert_eq!(times.load(Ordering::Relaxed), 2 * tries);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_that_break_the_protocol_cost_a_link_and_no_program() {
+    let agent = Agent::new(1);
+    let runs = agent.clone();
+    // The second half of each exec's life is junk: of a frame, behind the true hello.
+    let (world, times) = instead(move |n, program| {
+        let (agent, output) = (runs.clone(), program.output.clone());
+        let serve = agent.attach(program);
+        async move {
+            if n > 0 {
+                return serve.await;
+            }
+            let junk = async {
+                sleep(Duration::from_secs(1)).await;
+                let _ = output.send(Output::Stdout(vec![0xff; 4096].into())).await;
+                std::future::pending::<StreamEnd>().await
+            };
+            tokio::select! { end = serve => end, end = junk => end }
+        }
+        .boxed()
+    })
+    .await;
+    let session = world.running(1).await;
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(times.load(Ordering::Relaxed), 2, "another link");
+    agent.says(0, "whole");
+    agent.exits(0, Exit::Code(9));
+    let all = session.all().await;
+    assert_eq!((&all.exit, &all.stdout[..]), (&Some(End::Code(9)), &b"whole"[..]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_falls_silent_costs_its_link_and_no_program() {
+    let agent = Agent::new(1);
+    let runs = agent.clone();
+    let (world, times) = instead(move |n, program| {
+        let (agent, serves) = (runs.clone(), n > 0);
+        async move {
+            let serve = agent.attach(program);
+            if serves {
+                return serve.await;
+            }
+            let _ = timeout(Duration::from_secs(2), serve).await;
+            std::future::pending().await
+        }
+        .boxed()
+    })
+    .await;
+    let session = world.running(1).await;
+    // Pings every 5 s, 15 s of silence.
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!(times.load(Ordering::Relaxed), 2, "another link");
+    agent.exits(0, Exit::Code(9));
+    assert_eq!(session.all().await.exit, Some(End::Code(9)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_supervisor_that_died_takes_its_programs_along_and_that_is_said() {
+    let (first, second) = (Agent::new(1), Agent::new(2));
+    let (world, _) =
+        instead(move |n, program| if n == 0 { first.attach(program) } else { second.attach(program) }).await;
+    let sessions = [world.running(1).await, world.running(2).await];
+    world.cluster.break_streams();
+    for session in sessions {
+        let all = session.all().await;
+        assert_eq!(lost(&all).0, Reason::ProgramLost, "never a code");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_signal_to_a_program_that_just_ended_is_answered() {
+    let (world, agent) = World::with_agent().await;
+    let mut session = world.running(1).await;
+    // Something in the background has its outputs still, so that the exit is not told yet.
+    agent.exits_but_for_outputs(0, Exit::Code(2));
+    session.send(Frame::Signal(v1::Signal { id: 1, name: "TERM".into(), deadline: None })).await;
+    let answer = loop {
+        match session.frame().await.expect("no refusal") {
+            Back::Answer(answer) => break answer,
+            Back::Exit(exit) => panic!("{exit:?}"),
+            _ => {}
+        }
+    };
+    assert_eq!((answer.id, answer.refusal.map(|refusal| refusal.reason())), (1, Some(Reason::SignalNotDelivered)));
+    assert_eq!(agent.signals(), []);
+    agent.closes_outputs(0);
+    assert_eq!(session.all().await.exit, Some(End::Code(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_continued_only_where_it_is_and_from_what_there_was() {
+    let (world, agent) = World::with_agent().await;
+    let session = world.running(1).await;
+    agent.says(0, "12345");
+    let resume = |n: u8, attempt: u32, stdout: u64| {
+        let mut open = shell(n);
+        (open.attempt, open.stdout_credit) = (attempt, stdout + MAX_CREDIT);
+        open.resume_from = Some(v1::ResumeFrom { stdout, stderr: 0 });
+        open
+    };
+    // More than there ever was.
+    let all = world.open(&resume(1, 2, 6)).all().await;
+    assert_eq!(all.refusal.map(|refusal| refusal.reason()), Some(Reason::InvalidRequest), "{:?}", all.exit);
+    // Another's session, which runs in another pod: here nobody knows it.
+    let all = world.open(&resume(7, 2, 0)).all().await;
+    assert_eq!(lost(&all).0, Reason::ProgramLost);
+    // A late attempt.
+    let all = world.open(&resume(1, 1, 0)).all().await;
+    assert_eq!(all.refusal.map(|refusal| refusal.reason()), Some(Reason::Superseded), "{:?}", all.exit);
+    // None of them did the true one any harm.
+    agent.exits(0, Exit::Code(1));
+    let all = session.all().await;
+    assert_eq!((&all.exit, &all.stdout[..]), (&Some(End::Code(1)), &b"12345"[..]));
+    assert_eq!((agent.started(), agent.signals()), (1, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_containerssh_agent_can_not_do_is_refused_by_name() {
+    let world = World::new(|program| {
+        async move {
+            let _ = program.output.send(Output::Stderr("Error: unknown mode: attach".into())).await;
+            StreamEnd::ExitCode(1)
+        }
+        .boxed()
+    })
+    .await;
+    let session = SessionId::from_bytes([1; 16]);
+    // Twice: by the first answer, and by what is known from it.
+    for _ in 0..2 {
+        let detached = world.sessions.detach(&world.contents, session, None).await.map(drop);
+        let acked = world.sessions.ack_exit(&world.contents, session).await;
+        let collected = world.sessions.collect_exit(&world.contents, session, Duration::ZERO).await.map(drop);
+        for result in [detached, acked, collected] {
+            let refusal = result.expect_err("impossible there");
+            assert_eq!(refusal.reason(), Reason::Unimplemented, "{refusal:?}");
+            assert!(refusal.message.contains("containerssh-agent"), "{refusal:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_detached_program_ends_and_its_exit_is_collected() {
+    let (world, agent) = World::with_agent().await;
+    let session = SessionId::from_bytes(u128::from(1u8).to_be_bytes());
+    world.changes(|pod| {
+        let labels = pod.metadata.labels.get_or_insert_default();
+        labels.insert(identity::MANAGED_BY.into(), identity::PODBAY.into());
+        labels.insert(identity::PERSISTENT.into(), identity::PERSISTENT_YES.into());
+    });
+    let running = world.running(1).await;
+    let hour = Duration::from_hours(1);
+    assert_eq!(world.sessions.detach(&world.contents, session, Some(hour)).await, Ok(hour));
+    let all = running.all().await;
+    assert_eq!(all.refusal.map(|refusal| refusal.reason()), Some(Reason::Superseded));
+    let mark = || identity::kept_until(&world.cluster.pods()[0].metadata);
+    let first = mark().expect("kept");
+    // Another that is kept for less does not make the mark less.
+    drop(world.running(2).await);
+    let other = SessionId::from_bytes(u128::from(2u8).to_be_bytes());
+    world.sessions.detach(&world.contents, other, Some(Duration::from_mins(1))).await.expect("detached");
+    assert_eq!(mark(), Some(first));
+
+    assert_eq!(world.sessions.collect_exit(&world.contents, session, Duration::ZERO).await, Ok(None), "it runs");
+    agent.exits(0, Exit::Code(5));
+    sleep(Duration::from_mins(50)).await;
+    let exit = world.sessions.collect_exit(&world.contents, session, Duration::ZERO).await;
+    assert_eq!(exit.expect("kept").and_then(|exit| exit.end), Some(End::Code(5)));
+    world.sessions.ack_exit(&world.contents, session).await.expect("acknowledged");
+    let again = world.sessions.collect_exit(&world.contents, session, Duration::ZERO).await;
+    assert_eq!(again.map_err(|refusal| refusal.reason()), Err(Reason::NotFound));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_others_made_is_not_changed_by_a_detach() {
+    let (world, _agent) = World::with_agent().await;
+    let session = SessionId::from_bytes(u128::from(1u8).to_be_bytes());
+    let running = world.running(1).await;
+    let before = world.cluster.pods();
+    world.sessions.detach(&world.contents, session, None).await.expect("detached");
+    drop(running);
+    assert_eq!(world.cluster.pods(), before);
 }

@@ -922,6 +922,24 @@ async fn containerssh_agent_tells_its_pid_and_takes_signals() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_process_that_does_not_exist_refuses_its_signal() {
+    let (world, mut told) = with_agent().await;
+    let mut session = world.open(&argv(&["/p", "x"]));
+    session.started().await;
+    told.recv().await.expect("the program");
+    session.send(Frame::Signal(v1::Signal { id: 1, name: "USR1".into(), deadline: None })).await;
+    let refusal = loop {
+        match session.frame().await {
+            Back::Answer(answer) => break answer.refusal.expect("the agent said 3"),
+            Back::Exit(exit) => panic!("{exit:?}"),
+            _ => {}
+        }
+    };
+    assert_eq!(refusal.reason(), Reason::SignalNotDelivered);
+    assert!(refusal.message.contains("(3)"), "{refusal:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_has_its_program_killed_where_an_agent_can() {
     let (world, mut told) = with_agent().await;
     let mut session = world.open(&argv(&["/p", "x"]));

@@ -284,7 +284,8 @@ impl Actor {
                 }
                 Err(LinkError::Frame(FrameError::NotAnAgent(sample))) if !self.greeted => {
                     // The stream's end tells what it is; containerssh-agent writes its usage here.
-                    self.words.extend(sample.bytes().take(MAX_WORDS));
+                    let room = MAX_WORDS.saturating_sub(self.words.len());
+                    self.words.extend(sample.bytes().take(room));
                     return None;
                 }
                 Err(error) => {

@@ -153,11 +153,22 @@ impl Agent {
 
     /// The n-th program ends.
     pub fn exits(&self, n: usize, exit: Exit) {
+        self.closes_outputs(n);
+        self.exits_but_for_outputs(n, exit);
+    }
+
+    /// The same, and others have its outputs still.
+    pub fn exits_but_for_outputs(&self, n: usize, exit: Exit) {
+        let key = self.of(n);
+        self.does(|host| host.exited(key, exit, now()));
+    }
+
+    /// Nobody has its outputs any more.
+    pub fn closes_outputs(&self, n: usize) {
         let key = self.of(n);
         self.does(|host| {
             host.output_ended(key, Out::Stdout);
             host.output_ended(key, Out::Stderr);
-            host.exited(key, exit, now());
         });
     }
 
