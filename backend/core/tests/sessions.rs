@@ -717,7 +717,7 @@ async fn in_its_own_pod_memory_and_a_broken_stream_are_told() {
     // The stream broke, and with it perhaps output: the code in the status is not the whole truth.
     gone(&world.cluster).await;
     playing(&world, "Completed", 0, StreamEnd::Lost("x".into()));
-    assert_eq!(lost(world.open(&exec("x")).all().await.exit).reason(), Reason::StreamLost);
+    assert_eq!(lost(world.open(&exec("x")).all().await.exit).reason(), Reason::ProgramLost);
     world.settled().await;
     gone(&world.cluster).await;
 }

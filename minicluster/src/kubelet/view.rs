@@ -157,8 +157,11 @@ pub(crate) fn pod_status(pod: &Pod, course: &Course, views: &[View], before: Opt
 }
 
 fn phase(pod: &Pod, course: &Course, views: &[View]) -> &'static str {
-    if (course.deadline_exceeded || course.evicted.is_some()) && course.over {
-        return "Failed";
+    match (course.over, course.deadline_exceeded, &course.evicted) {
+        (true, true, _) | (true, _, Some(_)) => return "Failed",
+        // The phase and its reason come together.
+        (false, _, Some(_)) => return "Running",
+        (true, false, None) | (false, _, None) => {}
     }
     let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always");
     let mut succeeded = 0;

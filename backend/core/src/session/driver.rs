@@ -4,7 +4,7 @@ use super::{
     Opening, Sessions,
     console::Signaller,
     durable::Client,
-    ending::{self, explained, of_broken, of_exec, of_pod, read_exit},
+    ending::{self, EXPLAINED, explained, of_broken, of_exec, of_pod, read_exit},
     leftover::Leftover,
     machine::Machine,
     places::Place,
@@ -268,7 +268,7 @@ impl Sessions {
                 // The wrapper outlived its program: rather its own end than the pod's.
                 (Some(End::Code(_)), Proven::Ended(_)) => of_pod(&cluster.get_pod(&pod).await, &contents.console),
                 (Some(End::Code(_)), Proven::Bare | Proven::Missing) => {
-                    explained(cluster, &pod, &contents.console).await
+                    explained(cluster, &pod, &contents.console, EXPLAINED).await
                 }
             };
             why.unwrap_or(exit)

@@ -7,7 +7,7 @@
 use super::{
     Opening, Sessions,
     driver::{LAST_OUTPUT, Report, ToClient},
-    ending::{self, explained, of_broken, of_lost_program, of_pod},
+    ending::{self, STOPPED, explained, of_broken, of_lost_program, of_pod},
     machine::size_of,
     places::Place,
     start::OwnPod,
@@ -287,7 +287,7 @@ async fn told(over: Over, of: (Arc<dyn Cluster>, Leases), pod: PodRef, contents:
     let (notice, mut exit) = match over {
         Over::Exit { exit, stopping } => {
             let why = if stopping {
-                explained(&*cluster, &pod, &console).await
+                explained(&*cluster, &pod, &console, STOPPED).await
             } else if ending::may_be_the_pods(&exit) {
                 of_pod(&cluster.get_pod(&pod).await, &console)
             } else {

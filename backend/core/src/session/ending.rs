@@ -11,7 +11,10 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 /// How long an end that may be the pod's waits for the pod's status to say why: kubelets write it behind the containers' end.
-const EXPLAINED: Duration = Duration::from_secs(3);
+pub(super) const EXPLAINED: Duration = Duration::from_secs(3);
+
+/// The same for a program that ended while its container was being stopped: until that has ended, with all else in it.
+pub(super) const STOPPED: Duration = Duration::from_secs(10);
 
 pub(super) fn code(code: u8) -> Exit {
     Exit { end: Some(End::Code(code.into())) }
@@ -80,11 +83,11 @@ pub(super) fn of_pod(pod: &Result<Pod, ClusterError>, console: &str) -> Option<E
     }
 }
 
-/// What ended a program that looks as if it had ended with its pod. Waits a little, since the pod's status comes behind. `None`:
+/// What ended a program that looks as if it had ended with its pod. Waits for `patience`, since the pod's status comes behind. `None`:
 /// nothing is known, or it was nothing of that kind.
 ///
 /// Cancel safe.
-pub(super) async fn explained(cluster: &dyn Cluster, pod: &PodRef, console: &str) -> Option<Exit> {
+pub(super) async fn explained(cluster: &dyn Cluster, pod: &PodRef, console: &str, patience: Duration) -> Option<Exit> {
     let look = async {
         let mut backoff = Backoff::default();
         loop {
@@ -113,14 +116,14 @@ pub(super) async fn explained(cluster: &dyn Cluster, pod: &PodRef, console: &str
             sleep(backoff.next(None)).await;
         }
     };
-    timeout(EXPLAINED, look).await.ok().flatten()
+    timeout(patience, look).await.ok().flatten()
 }
 
 /// The end of a program whose stream broke, from what its pod looks like then or soon afterwards.
 ///
 /// Cancel safe.
 pub(super) async fn of_broken(cluster: &dyn Cluster, pod: &PodRef, console: &str, end: &StreamEnd) -> Exit {
-    match explained(cluster, pod, console).await {
+    match explained(cluster, pod, console, EXPLAINED).await {
         Some(exit) => exit,
         None => of_gone(&cluster.get_pod(pod).await, console, end),
     }
@@ -282,7 +285,7 @@ pub(super) async fn read_exit(cluster: &dyn Cluster, pod: &PodRef, console: &str
                                     && matches!(exit.end, Some(End::Code(_)))
                                     && may_be_the_pods(&exit) =>
                             {
-                                return explained(cluster, pod, console).await.unwrap_or(exit);
+                                return explained(cluster, pod, console, EXPLAINED).await.unwrap_or(exit);
                             }
                             Some(exit) => return exit,
                             None => {}
