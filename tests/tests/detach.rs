@@ -199,7 +199,8 @@ fn a_session_of_an_ssh_user_that_is_detached_outlives_the_users_connection() {
     }
     for mode in ["connection+podbay", "session+podbay"] {
         let world = World::with(Setup::Apart, mode, |config| {
-            config.replace("kubernetes:\n", "ownership: {leaseDuration: 2s}\nkubernetes:\n")
+            let quick = "ownership: {leaseDuration: 2s}\nkubernetes:\n  timeouts: {podStart: 5s, podStop: 5s}\n";
+            config.replace("kubernetes:\n", quick)
         });
         let go = world.file(&format!("go-{}", mode.len()));
         let script = format!("echo one; while [ ! -e {} ]; do sleep 0.05; done; echo two; exit 4", go.display());
@@ -209,10 +210,13 @@ fn a_session_of_an_ssh_user_that_is_detached_outlives_the_users_connection() {
         let mut one = [0; 4];
         user.stdout.as_mut().expect("piped").read_exact(&mut one).expect("runs");
         let listed = finish(&mut world.podbay("sessions", &[]), b"");
-        let id = String::from_utf8(listed.stdout).expect("text").split_whitespace().next().expect("one").to_owned();
+        let listed = String::from_utf8(listed.stdout).expect("text");
+        let id = listed.lines().nth(1).and_then(|line| line.split_whitespace().next()).expect("one").to_owned();
         // From elsewhere, by somebody with the user's rights: taken over, and left on purpose.
         let mut other =
             world.podbay("attach", &[&id]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+        assert_eq!(id.len(), 32, "{listed}");
+        wait_until("the user's ssh has ended", || user.try_wait().expect("waits").is_some());
         let mut words = String::new();
         user.stderr.take().expect("piped").read_to_string(&mut words).expect("reads");
         assert!(words.contains("another client has taken this session over"), "{words}");

@@ -37,7 +37,7 @@ impl Connections {
         let deadline = Instant::now() + self.lifecycle().timeouts().http;
         let all = identity::all();
         let places = self.settings().namespaces.places().iter();
-        let lists = places.map(|place| self.lifecycle().list(place, &all, deadline));
+        let lists = places.map(|place| self.lifecycle().list_all(place, &all, deadline));
         let mut pods = futures::future::try_join_all(lists).await?.concat();
         pods.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         let later = pods.iter().filter(|pod| pod.metadata.name.as_deref().is_some_and(|name| name > after));

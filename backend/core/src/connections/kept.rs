@@ -10,7 +10,7 @@ use podbay::v1::Refusal;
 use tokio::time::timeout;
 
 impl Connections {
-    /// Of pods that are marked as kept, deletes those in which nothing is kept any more. Gives how many.
+    /// Of pods that are marked as kept, deletes those in which nothing is kept any more, nor somebody else's by now. Gives how many.
     pub(super) async fn stop_without_detached(&self, pods: Vec<Pod>) -> Result<u32, Refusal> {
         let (console, bound) = (&self.settings.pod.console, self.lifecycle.timeouts().http);
         let Some(agent) = &self.settings.pod.agent else { return Ok(0) };
@@ -25,7 +25,7 @@ impl Connections {
             };
             // One that gives no answer keeps what was promised.
             if let Ok(Ok(sessions)) = timeout(bound, self.links.program(&place).list(None)).await
-                && !sessions.iter().any(|session| session.kept)
+                && !sessions.iter().any(|session| session.kept || session.attached)
             {
                 self.lifecycle.stop(&reference).await?;
                 stopped += 1;

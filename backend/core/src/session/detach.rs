@@ -81,7 +81,7 @@ impl Sessions {
     }
 
     /// Marks the pod as kept, never for less than another Detach has.
-    async fn mark_kept(&self, pod: &PodRef, keep: Duration, deadline: Instant) -> Result<(), Refusal> {
+    pub(super) async fn mark_kept(&self, pod: &PodRef, keep: Duration, deadline: Instant) -> Result<(), Refusal> {
         let cluster = self.lifecycle.cluster();
         let mut backoff = Backoff::default();
         loop {

@@ -143,6 +143,13 @@ impl Sessions {
         };
         let place =
             Place { pod: pod.clone(), container: contents.console.clone(), agent: agent.to_owned(), image: of_pod };
+        if opening.take_over {
+            // Whose it was may close his connection now that the session is another's.
+            let until = deadline.min(Instant::now() + contents.timeouts.http);
+            if let Err(refusal) = self.mark_kept(&pod, self.leases.ownership().max_keep, until).await {
+                tracing::warn!(pod = pod.name, reason = %refusal.message, "a session that is taken over may end with its connection");
+            }
+        }
         let link = self.links.program(&place);
         match self.begin(contents, opening, pod.clone(), link, deadline).await? {
             Begun::Running(mut durable) => {
