@@ -25,7 +25,7 @@ impl Connections {
             };
             // One that gives no answer keeps what was promised.
             if let Ok(Ok(sessions)) = timeout(bound, self.links.program(&place).list(None)).await
-                && !sessions.iter().any(|session| session.kept || session.attached)
+                && !sessions.iter().any(|session| session.kept || session.exit.is_none())
             {
                 self.lifecycle.stop(&reference).await?;
                 stopped += 1;
