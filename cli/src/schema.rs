@@ -31,7 +31,7 @@ fn owner(path: &str) -> &'static str {
 }
 
 /// Keys of ContainerSSH by prefix, with its version that first had them; the longest prefix counts. Others are Podbay's.
-const SINCE: [(&str, &str); 40] = [
+const SINCE: [(&str, &str); 44] = [
     ("audit", "0.3"),
     ("auth", "0.3"),
     ("backend", "0.3"),

@@ -133,13 +133,11 @@ impl Sessions {
                 Some(Box::pin(self.waiting_pod(contents, opening, base, agent, (deadline, progress))).await?)
             }
         };
-        let (pod, of_pod) = match &own_pod {
-            Some(Prepared { own_pod, image }) => (own_pod.pod.clone(), image.clone()),
-            None => {
-                let pod =
-                    contents.pod().ok_or_else(|| Refusal::new(Reason::Internal, "a connection without its pod"))?;
-                (pod, image.to_owned())
-            }
+        let (pod, of_pod) = if let Some(Prepared { own_pod, image }) = &own_pod {
+            (own_pod.pod.clone(), image.clone())
+        } else {
+            let pod = contents.pod().ok_or_else(|| Refusal::new(Reason::Internal, "a connection without its pod"))?;
+            (pod, image.to_owned())
         };
         let place =
             Place { pod: pod.clone(), container: contents.console.clone(), agent: agent.to_owned(), image: of_pod };

@@ -221,7 +221,7 @@ impl Sessions {
             tty: opening.tty,
             stdin: true,
         };
-        if !self.bare.get(image).is_some() {
+        if self.bare.get(image).is_none() {
             let nonce = Nonce::new(rand::random());
             let argv = under_agent(contents, opening, Start::Wrapped);
             let wrapped = wrapper::for_exec(program(opening, &argv), &nonce).map_err(|error| unfit(&error))?;
@@ -254,7 +254,7 @@ impl Sessions {
         let api = Api { sessions: self, deadline, progress };
         let attach =
             StreamRequest { container: contents.console.clone(), command: None, tty: opening.tty, stdin: true };
-        if !opening.argv.is_empty() && !self.bare.get(&image).is_some() {
+        if !opening.argv.is_empty() && self.bare.get(&image).is_none() {
             // Of the session's id, so that a second start of the session knows the first one's pod.
             let nonce = Nonce::new(*opening.session.as_bytes());
             let argv = under_agent(contents, opening, Start::Wrapped);
