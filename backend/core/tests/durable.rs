@@ -15,14 +15,16 @@ use podbay::{
 use podbay_agent_wire::program::Exit;
 use podbay_backend_core::{
     cluster::{Cluster as _, ClusterError, Output, StreamEnd},
-    config::{Ownership, Timeouts},
+    config::{Ownership, Settings, Timeouts},
     fake::{Call, FakeCluster, Fault, Program, script},
     handle::{Contents, Target},
-    identity::{self, User},
+    identity::{self, Identity, User},
     lifecycle::Lifecycle,
     ownership::Leases,
     session::{Opening, Report, Sessions, Stopping},
+    template,
 };
+use podbay_runtime::config::Document;
 use std::{
     sync::{
         Arc,
@@ -88,6 +90,28 @@ impl World {
         let agent = Agent::new(1);
         let runs = agent.clone();
         (Self::new(move |program| runs.attach(program)).await, agent)
+    }
+
+    /// Whose programs have pods of their own.
+    async fn session_mode() -> (Self, Agent) {
+        let (mut world, agent) = Self::with_agent().await;
+        world.cluster.remove_pod(NS, "pod");
+        let text = "kubernetes: {pod: {mode: session, metadata: {namespace: ns}}}";
+        let document = Document::parse("f", text).expect("YAML");
+        let settings = Settings::read(&mut document.root());
+        document.finish().expect("no mistakes");
+        let who = Identity {
+            connection: world.contents.connection,
+            owner: world.contents.owner,
+            caller: "frontend".into(),
+            user: User::named("alice"),
+            remote: None,
+        };
+        let base = template::base_pod(&settings.expect("settings").pod, &who, &std::collections::BTreeMap::new());
+        world.contents.target = Target::Template(Box::new(base));
+        let leases = Leases::new(Arc::new(world.cluster.clone()), Ownership::new(NS));
+        leases.renew(who.owner, &who.caller, Instant::now() + PATIENCE).await.expect("a lease");
+        (world, agent)
     }
 
     fn open(&self, open: &v1::Open) -> Session {
@@ -525,6 +549,33 @@ async fn a_session_is_continued_only_where_it_is_and_from_what_there_was() {
     let all = session.all().await;
     assert_eq!((&all.exit, &all.stdout[..]), (&Some(End::Code(1)), &b"12345"[..]));
     assert_eq!((agent.started(), agent.signals()), (1, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_with_its_own_pod_keeps_it_whoever_fails_to_come_back() {
+    let (world, agent) = World::session_mode().await;
+    let session = world.running(1).await;
+    let pods = || world.cluster.pods().len();
+    let mut late = shell(1);
+    late.resume_from = Some(v1::ResumeFrom::default());
+    let all = world.open(&late).all().await;
+    assert_eq!(all.refusal.map(|refusal| refusal.reason()), Some(Reason::Superseded), "{:?}", all.exit);
+    sleep(Duration::from_mins(3)).await;
+    assert_eq!(pods(), 1, "a late stream's end is not the program's");
+    // Nor is the end of a wait: another replica may reach it.
+    world.cluster.down(unavailable());
+    let all = session.all().await;
+    assert_eq!(all.refusal.map(|refusal| refusal.reason()), Some(Reason::KubernetesUnavailable));
+    world.cluster.up();
+    sleep(Duration::from_mins(3)).await;
+    assert_eq!(pods(), 1);
+    late.attempt = 2;
+    let session = world.open(&late);
+    sleep(SOON).await;
+    agent.exits(0, Exit::Code(8));
+    assert_eq!(session.all().await.exit, Some(End::Code(8)));
+    sleep(Duration::from_mins(3)).await;
+    assert_eq!(pods(), 0, "with its end the pod goes");
 }
 
 #[tokio::test(start_paused = true)]
