@@ -14,6 +14,7 @@ pub(super) use frames::end;
 use super::{
     driver::{LAST_OUTPUT, Report, ToClient},
     places::Place,
+    rules::{Ids, MAX_CONTROL},
     start::OwnPod,
 };
 use crate::{
@@ -31,9 +32,6 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use waits::{Wait, Waits};
-
-/// Answers and the like that wait to be sent; beyond it the client is not read until it has read.
-const MAX_CONTROL: usize = 256;
 
 /// The client's ends of a session's stream.
 pub(super) struct Client<S> {
@@ -67,7 +65,7 @@ pub(super) struct Durable {
     link: LinkProgram,
     commands: Commands,
     tty: bool,
-    last_id: u64,
+    ids: Ids,
     stdin: Stdin,
     stdout: Output,
     stderr: Output,

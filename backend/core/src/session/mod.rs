@@ -15,6 +15,7 @@ mod places;
 mod proof;
 mod reach;
 mod records;
+mod rules;
 mod run;
 mod start;
 

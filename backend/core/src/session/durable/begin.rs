@@ -10,6 +10,7 @@ use crate::{
     session::{
         Opening, Sessions,
         ending::{of_broken, of_lost_program, of_pod},
+        rules::Ids,
     },
 };
 use bytes::Bytes;
@@ -79,7 +80,7 @@ impl Sessions {
                     commands: link.commands(),
                     link,
                     tty: terminal,
-                    last_id: 0,
+                    ids: Ids::default(),
                     stdin: Stdin { from: stdin_offset, at: stdin_offset, limit: stdin_credit, ended: stdin_ended },
                     stdout: Output { from: resume.stdout, at: resume.stdout, ended: false },
                     stderr: Output { from: resume.stderr, at: resume.stderr, ended: false },

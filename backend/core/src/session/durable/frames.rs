@@ -3,14 +3,10 @@
 use super::{Durable, Output, Stop, begin::not_started};
 use crate::{
     failure::short,
-    policy::Ask,
-    session::{machine::size_of, violation},
+    session::{rules, violation},
 };
-use podbay::{
-    MAX_CREDIT,
-    v1::{
-        self, Reason, Refusal, Stream, exit::End, run_session_request::Frame as In, run_session_response::Frame as Out,
-    },
+use podbay::v1::{
+    self, Reason, Refusal, Stream, exit::End, run_session_request::Frame as In, run_session_response::Frame as Out,
 };
 use podbay_agent_wire::{
     client::Event,
@@ -21,21 +17,15 @@ use podbay_agent_wire::{
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The largest Data frame that the contract allows.
-const MAX_DATA: usize = 64 * 1024;
-
 impl Durable {
     /// Where the link is gone, its last news tells.
     pub(super) async fn receive(&mut self, frame: v1::RunSessionRequest) -> Result<(), Stop> {
-        match frame.frame.ok_or_else(|| violation("a frame is empty or of a kind that is not known here"))? {
-            In::Open(_) => return Err(violation("Open must be the first frame and only that").into()),
+        match rules::frame(frame)? {
             In::Data(data) => self.stdin(data).await?,
             In::Credit(credit) => {
                 let stream = credit.stream();
                 let (wire, output) = self.output(stream)?;
-                if credit.limit > output.at.saturating_add(MAX_CREDIT) {
-                    return Err(violation("a credit is at most 256 KiB beyond what was sent").into());
-                }
+                rules::credit(credit.limit, output.at)?;
                 let _ = self.commands.credit(wire, credit.limit).await;
             }
             In::Ack(ack) => {
@@ -46,9 +36,10 @@ impl Durable {
                 let _ = self.commands.ack(wire, ack.offset).await;
             }
             In::Eof(eof) => {
-                self.new_id(eof.id)?;
-                if eof.stream() != Stream::Stdin || eof.offset != self.stdin.at {
-                    return Err(violation("an end of another stream than stdin, or not where stdin stands").into());
+                self.ids.take(eof.id)?;
+                rules::eof(&eof)?;
+                if eof.offset != self.stdin.at {
+                    return Err(violation("an end that is not where stdin stands").into());
                 }
                 // Said again by a client that has come back.
                 if !std::mem::replace(&mut self.stdin.ended, true) {
@@ -57,25 +48,20 @@ impl Durable {
                 }
             }
             In::Signal(signal) => {
-                self.new_id(signal.id)?;
-                if signal.name.len() > 32 {
-                    return Err(violation("a signal's name has at most 32 bytes").into());
-                }
-                if let Err(denied) = self.policy.admits(Ask::Signal(&signal.name)) {
-                    tracing::info!(code = denied.code(), name = signal.name, "refused by policy");
-                    self.answer(signal.id, Some(denied.refusal()));
+                self.ids.take(signal.id)?;
+                if let denied @ Some(_) = rules::signal(&signal, &self.policy)? {
+                    self.answer(signal.id, denied);
                     return Ok(());
                 }
                 let deadline = Instant::now() + bounded(signal.deadline, self.signal_bound);
                 let _ = self.commands.signal(signal.id, signal.name, deadline).await;
             }
             In::Resize(resize) => {
-                self.new_id(resize.id)?;
+                self.ids.take(resize.id)?;
                 let wanted = resize.size.unwrap_or_default();
-                size_of(wanted)?;
+                rules::size(wanted)?;
                 if !self.tty {
-                    let refusal = Refusal::new(Reason::InvalidRequest, "this program has no terminal");
-                    self.answer(resize.id, Some(refusal));
+                    self.answer(resize.id, Some(rules::no_terminal()));
                     return Ok(());
                 }
                 self.resizes.push_back(resize.id);
@@ -83,16 +69,15 @@ impl Durable {
                 let _ = self.commands.resize(resize.id, wire_size(wanted), deadline).await;
             }
             In::Hangup(v1::Hangup {}) => return Err(Stop::GivenUp),
+            // The rules do not let it through.
+            In::Open(_) => {}
         }
         Ok(())
     }
 
     async fn stdin(&mut self, data: v1::Data) -> Result<(), Stop> {
-        let len = data.data.len();
-        if data.stream() != Stream::Stdin || len == 0 || len > MAX_DATA {
-            return Err(violation("a client sends data of stdin only, 1 to 65536 bytes in a frame").into());
-        }
-        let end = data.offset.saturating_add(len as u64);
+        rules::data(&data)?;
+        let end = data.offset.saturating_add(data.data.len() as u64);
         if data.offset != self.stdin.at || self.stdin.ended {
             let text = format!("data at {}, but stdin stands at {} or has ended", data.offset, self.stdin.at);
             return Err(violation(&text).into());
@@ -106,19 +91,7 @@ impl Durable {
     }
 
     fn output(&mut self, stream: Stream) -> Result<(WireStream, &mut Output), Refusal> {
-        match stream {
-            Stream::Stdout => Ok((WireStream::Stdout, &mut self.stdout)),
-            Stream::Stderr => Ok((WireStream::Stderr, &mut self.stderr)),
-            Stream::Stdin | Stream::Unspecified => Err(violation("a client grants and acknowledges output only")),
-        }
-    }
-
-    fn new_id(&mut self, id: u64) -> Result<(), Refusal> {
-        if id <= self.last_id {
-            return Err(violation("the ids of Eof, Signal and Resize must grow, from 1"));
-        }
-        self.last_id = id;
-        Ok(())
+        rules::output(stream, (WireStream::Stdout, &mut self.stdout), (WireStream::Stderr, &mut self.stderr))
     }
 
     fn answer(&mut self, id: u64, refusal: Option<Refusal>) {
