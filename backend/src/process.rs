@@ -20,7 +20,7 @@ use podbay_backend_core::{
     connections::Connections,
     handle::{KeyError, KeyRing},
     lifecycle::Lifecycle,
-    ownership::{Leases, Reaper, Scope},
+    ownership::{Agents, Leases, Reaper, Scope},
     session::{Sessions, Stopping},
 };
 use podbay_runtime::{
@@ -150,6 +150,10 @@ async fn serve(
     let idle_timeout = settings.pod.persistent.as_ref().and_then(|which| which.idle_timeout);
     warn_of_shared(&settings);
     let sessions = Sessions::new(lifecycle.clone(), leases.clone());
+    let agents = settings.pod.agent.clone().map(|path| {
+        let (links, console) = (sessions.links().clone(), settings.pod.console.clone());
+        Agents { links, path, console }
+    });
     let connections = Connections::new(lifecycle.clone(), leases.clone(), Arc::new(settings), Arc::new(keys));
     let service = Service {
         connections: connections.with_webhook(webhook).with_links(sessions.links().clone()),
@@ -170,7 +174,7 @@ async fn serve(
     tell_serving(&reporter, true).await;
     helpers.spawn(watch_kubernetes(reporter.clone(), Arc::clone(&cluster), stop.clone()));
     let scope = watch::Sender::new(Scope { lifecycle: lifecycle.clone(), namespaces, idle_timeout });
-    let reaper = Reaper::new(lifecycle, leases, namespace).following(scope.subscribe());
+    let reaper = Reaper::new(lifecycle, leases, namespace).following(scope.subscribe()).asking(agents);
     helpers.spawn(count_reaped(reaper.deleted(), metrics.clone()));
     helpers.spawn(reaper.run(stop.clone()));
     let counted = metrics.clone();

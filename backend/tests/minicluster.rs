@@ -123,7 +123,10 @@ impl World {
 
     /// Closes the connection and sees that nothing is left: pods, processes, tasks.
     async fn end(self, n: u8) {
-        self.connections.close(ConnectionId::from_bytes(u128::from(n).to_be_bytes()), CALLER).await.expect("closed");
+        self.connections
+            .close(ConnectionId::from_bytes(u128::from(n).to_be_bytes()), CALLER, false)
+            .await
+            .expect("closed");
         self.no_pods().await;
         let idle = async {
             while self.cluster.tasks() > 0 || !self.minicluster.processes().is_empty() {

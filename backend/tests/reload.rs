@@ -261,7 +261,7 @@ impl Client {
     }
 
     async fn close(&mut self, n: u8) -> u32 {
-        let close = v1::CloseConnectionRequest { connection_id: id(n) };
+        let close = v1::CloseConnectionRequest { connection_id: id(n), keep_detached: false };
         self.connections.close_connection(close).await.expect("closed").into_inner().pods_deleted
     }
 }

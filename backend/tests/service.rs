@@ -310,7 +310,7 @@ async fn open_run_and_close_on_any_replica() {
     client.echo(&opened.handle, "two").await;
     let beat = v1::HeartbeatRequest { owner_id: id(99), ..v1::HeartbeatRequest::default() };
     assert!(client.connections.heartbeat(beat).await.expect("a heartbeat").into_inner().interval.is_some());
-    let close = v1::CloseConnectionRequest { connection_id: id(1) };
+    let close = v1::CloseConnectionRequest { connection_id: id(1), keep_detached: false };
     let closed = client.connections.close_connection(close.clone()).await.expect("closed").into_inner();
     assert_eq!((closed.pods_deleted, world.cluster.pods().len()), (1, 0));
     assert_eq!(client.connections.close_connection(close).await.expect("again").into_inner().pods_deleted, 0);
@@ -348,7 +348,7 @@ async fn who_calls_and_for_whom() {
     *changed.last_mut().expect("not empty") ^= 1;
     let mut session = ci.session(shell(&changed)).await.expect("a stream");
     assert_eq!(session.refusal().await, (Code::PermissionDenied, Reason::HandleInvalid));
-    let close = v1::CloseConnectionRequest { connection_id: id(1) };
+    let close = v1::CloseConnectionRequest { connection_id: id(1), keep_detached: false };
     assert_eq!(frontend.connections.close_connection(close).await.expect("ok").into_inner().pods_deleted, 0);
     let list = v1::ListConnectionsRequest::default();
     assert_eq!(

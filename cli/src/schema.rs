@@ -31,7 +31,7 @@ fn owner(path: &str) -> &'static str {
 }
 
 /// Keys of ContainerSSH by prefix, with its version that first had them; the longest prefix counts. Others are Podbay's.
-const SINCE: [(&str, &str); 40] = [
+const SINCE: [(&str, &str); 44] = [
     ("audit", "0.3"),
     ("auth", "0.3"),
     ("backend", "0.3"),
@@ -63,7 +63,11 @@ const SINCE: [(&str, &str); 40] = [
     ("kubernetes.pod.shellCommand", "0.4"),
     ("kubernetes.pod.spec", "0.4"),
     ("kubernetes.pod.subsystems", "0.4"),
-    ("kubernetes.timeouts", "0.4"),
+    ("kubernetes.timeouts.commandStart", "0.4"),
+    ("kubernetes.timeouts.http", "0.4"),
+    ("kubernetes.timeouts.podSt", "0.4"),
+    ("kubernetes.timeouts.signal", "0.4"),
+    ("kubernetes.timeouts.window", "0.4"),
     ("listen", "0.3, until 0.4"),
     ("log", "0.3"),
     ("log.destination", "0.4"),

@@ -176,6 +176,8 @@ pub enum Action {
     ApiDown { millis: u64 },
     /// A container's programs are killed and it is reported as OOMKilled.
     OomKill { namespace: String, pod: String, container: String },
+    /// The kubelet ends a pod with its grace period, and it is reported as Evicted with this message.
+    Evict { namespace: String, pod: String, message: String },
 }
 
 /// How exec and attach streams break.

@@ -130,12 +130,11 @@ impl Probe {
         self.ends_with(5)
     }
 
-    /// Its pod was: the program's end by KILL if that was heard of, else nothing that could be taken for its own.
+    /// Its pod was: nothing that could be taken for its own end, and the user reads why.
     fn is_killed(&mut self) -> Result<(), String> {
-        match self.status()?.code() {
-            Some(137 | 255) => Ok(()),
-            other => Err(format!("{other:?} where 137 or 255 was due: {}", Self::text(&self.stderr))),
-        }
+        self.is_lost()?;
+        let told = Self::text(&self.stderr);
+        if told.contains("podbay: the pod was deleted") { Ok(()) } else { Err(format!("another reason: {told:?}")) }
     }
 
     /// Turns it into a program that nothing but KILL ends, not even the end of its input. Gives its pod and process id.

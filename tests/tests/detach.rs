@@ -193,3 +193,50 @@ fn a_session_is_left_again_and_found_without_its_file() {
     world.terminates_all("");
     world.ends_clean();
 }
+
+#[test]
+fn a_session_of_an_ssh_user_that_is_detached_outlives_the_users_connection() {
+    if only_embedded("a file tells the program to go on") {
+        return;
+    }
+    for mode in ["connection+podbay", "session+podbay"] {
+        let world = World::with(Setup::Apart, mode, |config| {
+            let quick = "ownership: {leaseDuration: 2s}\nkubernetes:\n  timeouts: {podStart: 5s, podStop: 5s}\n";
+            config.replace("kubernetes:\n", quick)
+        });
+        let go = world.file(&format!("go-{}", mode.len()));
+        let script = format!("echo one; while [ ! -e {} ]; do sleep 0.05; done; echo two; exit 4", go.display());
+        let mut user = world.ssh(&[]);
+        let user = user.arg(&script).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut user = user.spawn().expect("starts");
+        let mut one = [0; 4];
+        user.stdout.as_mut().expect("piped").read_exact(&mut one).expect("runs");
+        let listed = finish(&mut world.podbay("sessions", &[]), b"");
+        let listed = String::from_utf8(listed.stdout).expect("text");
+        let id = listed.lines().nth(1).and_then(|line| line.split_whitespace().next()).expect("one").to_owned();
+        // From elsewhere, by somebody with the user's rights: taken over, and left on purpose.
+        let mut other =
+            world.podbay("attach", &[&id]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+        assert_eq!(id.len(), 32, "{listed}");
+        wait_until("the user's ssh has ended", || user.try_wait().expect("waits").is_some());
+        let mut words = String::new();
+        user.stderr.take().expect("piped").read_to_string(&mut words).expect("reads");
+        assert!(words.contains("another client has taken this session over"), "{words}");
+        assert_eq!(user.wait().expect("ends").code(), Some(255));
+        kill(Pid::from_raw(other.id().try_into().expect("a pid")), Signal::SIGTERM).expect("it runs");
+        words.clear();
+        other.stderr.take().expect("piped").read_to_string(&mut words).expect("reads");
+        assert!(words.contains("it runs on"), "{words}");
+        other.wait().expect("ends");
+        // The user's connection is closed by now, and its pod would be gone.
+        let long = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        wait_until("its time is over", || std::time::Instant::now() > long);
+        assert_eq!(world.pods().len(), 1, "{mode}");
+        std::fs::write(&go, "").expect("writes");
+        let answered = attach(&world, &id);
+        assert_eq!(answered.status.code(), Some(4), "{answered:?}");
+        assert!(answered.stdout.ends_with(b"two\n"), "{answered:?}");
+        // Nothing is kept any more, whatever the pod's mark says.
+        world.ends_clean();
+    }
+}

@@ -7,6 +7,7 @@ use std::{
     io::{Read as _, Write as _},
     process::Stdio,
     thread,
+    time::{Duration, Instant},
 };
 
 const MIB: usize = 1 << 20;
@@ -207,6 +208,59 @@ fn many_sessions_survive_what_breaks() {
         assert_eq!(answered.status.code(), Some(9), "session {n}: {answered:?}");
     }
     world.ends_clean();
+}
+
+#[test]
+fn a_pod_that_goes_is_told_to_its_users_at_every_level() {
+    if only_embedded("its faults are injected into the embedded one") {
+        return;
+    }
+    for mode in [
+        "connection+podbay",
+        "session+podbay",
+        "connection+containerssh",
+        "session+containerssh",
+        "connection",
+        "session",
+    ] {
+        let world = World::with(Setup::Apart, mode, |config| config);
+        for (evicted, words) in [
+            (false, "podbay: the pod was deleted"),
+            (true, "podbay: the pod was evicted: The node was low on resource"),
+        ] {
+            // One that ends by the first signal, and one that none but KILL ends.
+            let clients: Vec<_> = ["echo up; exec sleep 1000", "trap '' HUP TERM; echo up; while :; do sleep 1; done"]
+                .iter()
+                .map(|script| {
+                    let mut ssh = world.ssh(&[]);
+                    let ssh = ssh.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+                    let mut client = ssh.spawn().expect("starts");
+                    client.stdout.as_mut().expect("piped").read_exact(&mut [0; 3]).expect("runs");
+                    client
+                })
+                .collect();
+            for pod in world.pods() {
+                if evicted {
+                    let message = "The node was low on resource: memory.";
+                    world.fault(&format!(
+                        r#"{{"do": {{"action": "evict", "namespace": "default", "pod": "{pod}", "message": "{message}"}}}}"#
+                    ));
+                } else {
+                    world.deletes(&pod);
+                }
+            }
+            let began = Instant::now();
+            for client in clients {
+                let output = client.wait_with_output().expect("ends");
+                let told = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(told.contains(words), "{mode}: {told:?}");
+                assert_eq!(output.status.code(), Some(255), "{mode}: {told}");
+            }
+            // Grace periods of 1 s and 5 s, on a machine that is busy.
+            assert!(began.elapsed() < Duration::from_secs(20), "{mode}: after {:?}", began.elapsed());
+        }
+        world.ends_clean();
+    }
 }
 
 #[test]

@@ -1,8 +1,13 @@
 //! Mode `persistent`: a user's pod outlives connections, several share it, and it goes when nobody used it for long. Told by the
 //! stock OpenSSH client.
 
-use podbay_tests::{Setup, Terminal, World, wait_until};
-use std::{io::Read as _, process::Stdio};
+use podbay_tests::{Answered, Setup, Terminal, World, finish, wait_until};
+use std::{
+    io::Read as _,
+    process::Stdio,
+    thread,
+    time::{Duration, Instant},
+};
 
 /// Short times for what takes minutes with the defaults.
 fn quick(config: &str) -> String {
@@ -50,6 +55,38 @@ fn a_pod_is_shared_outlives_its_connections_and_goes_when_idle() {
         assert_eq!(user.ends().code(), Some(0));
         world.ends_clean();
     }
+}
+
+#[test]
+fn a_detached_job_is_use_and_is_collected_and_then_the_pod_goes() {
+    let mut world = world("+podbay");
+    let detach = ["--detach", "--", "/bin/sh", "-c", "echo begun; sleep 14; echo ended; exit 7"];
+    let answered = finish(&mut world.podbay("run", &detach), b"");
+    assert_eq!(answered.status.code(), Some(0), "{answered:?}");
+    let id = String::from_utf8(answered.stdout).expect("text").trim().to_owned();
+    let began = Instant::now();
+    // Nobody claims the pod; its idle time passes, and a backend that has seen all of it is restarted.
+    world.take("backend").kill();
+    world.restart("backend");
+    let state = |world: &World| {
+        let answered = finish(&mut world.podbay("sessions", &[]), b"");
+        let text = String::from_utf8(answered.stdout).expect("text");
+        text.lines().find(|line| line.starts_with(&id)).unwrap_or_default().to_owned()
+    };
+    while began.elapsed() < Duration::from_secs(12) {
+        assert_eq!(world.pods(), ["podbay-demo"], "after {:?}", began.elapsed());
+        thread::sleep(Duration::from_millis(200));
+    }
+    wait_until("it has ended", || state(&world).ends_with("ended with status 7"));
+    let kept = Instant::now();
+    while kept.elapsed() < Duration::from_secs(12) {
+        assert_eq!(world.pods(), ["podbay-demo"], "its exit is kept");
+        thread::sleep(Duration::from_millis(200));
+    }
+    let Answered { status, stdout, stderr } = finish(&mut world.podbay("attach", &[&id]), b"");
+    assert_eq!((status.code(), &stdout[..], stderr.as_str()), (Some(7), &b"begun\nended\n"[..], ""));
+    // Its mark says another day; nothing is kept any more.
+    world.ends_clean();
 }
 
 #[test]

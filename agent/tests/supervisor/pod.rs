@@ -307,7 +307,7 @@ impl Backend {
             Event::Answer { key, id, result } => {
                 self.seen.entry(key).or_default().answers.push((id, result.map_err(|(reason, _)| reason)));
             }
-            Event::Exit { key, exit } => {
+            Event::Exit { key, exit, .. } => {
                 let seen = self.seen.entry(key).or_default();
                 assert!(seen.exit.replace(exit).is_none(), "once");
                 assert!(seen.ended[0], "after the output");

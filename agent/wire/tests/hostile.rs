@@ -128,8 +128,9 @@ fn backend_frame() -> impl Strategy<Value = BytesMut> {
         1 => (program(), any::<bool>(), number(), number()).prop_map(|(program, stderr, from, to)| {
             Message::Gap(proto::Gap { program, stderr, from, to })
         }),
-        1 => (program(), status).prop_map(|(program, end)| {
-            Message::Exit(proto::Exit { program, status: Some(proto::ExitStatus { end, ..Default::default() }) })
+        1 => (program(), status, any::<bool>()).prop_map(|(program, end, stopping)| {
+            let status = Some(proto::ExitStatus { end, ..Default::default() });
+            Message::Exit(proto::Exit { program, status, stopping })
         }),
         1 => (program(), 0i32..99).prop_map(|(program, reason)| {
             Message::Closed(proto::Closed { program, reason, message: String::new() })

@@ -43,6 +43,8 @@ pub const CLAIM: &str = "claim.podbay.dev/";
 pub const CLAIMED: &str = "podbay.dev/claimed";
 /// Annotation: the connection's policy (JSON), where the config webhook or the user's credentials made it another than the file's.
 pub const POLICY: &str = "podbay.dev/policy";
+/// Annotation: when a pod that outlives connections was last seen to be used (RFC 3339): claimed, released, or with a program that ran.
+pub const LAST_USED: &str = "podbay.dev/last-used";
 /// Annotation: `connection`, `session` or `persistent`.
 pub const MODE: &str = "podbay.dev/mode";
 
@@ -97,6 +99,11 @@ impl User {
         let authenticated = if self.authenticated == self.name { String::new() } else { self.authenticated.clone() };
         v1::User { name: self.name.clone(), authenticated_name: authenticated }
     }
+}
+
+/// Until when a pod of any kind is kept for sessions that were detached.
+pub fn kept_until(meta: &ObjectMeta) -> Option<Timestamp> {
+    meta.annotations.as_ref()?.get(KEPT_UNTIL)?.parse().ok()
 }
 
 /// Who a connection belongs to.
@@ -158,7 +165,7 @@ impl Marks {
             remote: note(REMOTE).unwrap_or_default(),
             session: label(SESSION).and_then(|id| id.parse().ok()),
             session_mode: note(MODE).as_deref() == Some("session"),
-            kept_until: note(KEPT_UNTIL).and_then(|until| until.parse().ok()),
+            kept_until: kept_until(meta),
         })
     }
 }

@@ -7,6 +7,7 @@ pub mod failure;
 pub mod fake;
 pub mod handle;
 pub mod identity;
+mod images;
 pub mod inject;
 pub mod lifecycle;
 pub mod link;

@@ -7,10 +7,11 @@
 use crate::{
     config::NameTemplate,
     identity::{
-        AUTHENTICATED_USER, CALLER, CLAIM, CLAIMED, CONNECTION, Identity, MANAGED_BY, OWNER, PERSISTENT,
-        PERSISTENT_YES, PODBAY, REMOTE, USER, User,
+        AUTHENTICATED_USER, CALLER, CLAIM, CLAIMED, CONNECTION, Identity, LAST_USED, MANAGED_BY, Marks, OWNER,
+        PERSISTENT, PERSISTENT_YES, PODBAY, REMOTE, USER, User, kept_until,
     },
 };
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use podbay::{
     ConnectionId, OwnerId,
@@ -18,6 +19,7 @@ use podbay::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 
 /// Connections at once on one pod: its annotations may have 256 KiB in all, and a claim has up to 1 KiB.
@@ -74,6 +76,7 @@ pub(crate) fn mark(meta: &mut ObjectMeta, name: &NameTemplate, who: &Identity) {
     }
     notes.insert(claim_key(who.connection), note(who));
     notes.insert(CLAIMED.into(), stamp());
+    notes.insert(LAST_USED.into(), Timestamp::now().to_string());
 }
 
 /// Whether this user of this service may enter a pod that has the right name, and whose it is.
@@ -126,22 +129,57 @@ pub fn claims(meta: &ObjectMeta) -> Vec<Claim> {
     claims.collect()
 }
 
-/// What differs after every claim.
+/// What differs after every claim, and whenever it was seen in use.
 pub fn version(meta: &ObjectMeta) -> String {
-    meta.annotations.as_ref().and_then(|notes| notes.get(CLAIMED)).cloned().unwrap_or_default()
+    let note = |key| meta.annotations.as_ref().and_then(|notes| notes.get(key)).map_or("", String::as_str);
+    format!("{} {}", note(CLAIMED), note(LAST_USED))
+}
+
+/// When it was last in use, as far as its annotations say.
+pub fn last_used(meta: &ObjectMeta) -> Option<Timestamp> {
+    meta.annotations.as_ref()?.get(LAST_USED)?.parse().ok()
+}
+
+/// The patch that says that it is in use now.
+pub fn used_patch() -> Value {
+    patch(&json!({}), &json!({ LAST_USED: Timestamp::now().to_string() }))
+}
+
+/// Whose a pod of ours is, for those who look for their sessions in it; `None` where it is nobody's in particular. It belongs to no
+/// connection: the one told stands for the pod, and nothing can be started with it.
+pub fn marks(meta: &ObjectMeta) -> Option<Marks> {
+    let note = |key| meta.annotations.as_ref()?.get(key).cloned();
+    let name = note(USER).filter(|_| is_ours(meta))?;
+    let digest = Sha256::digest(meta.uid.as_deref()?);
+    let id = <[u8; 16]>::try_from(digest.get(..16)?).ok()?;
+    Some(Marks {
+        connection: ConnectionId::from_bytes(id),
+        owner: OwnerId::from_bytes(id),
+        caller: note(CALLER).unwrap_or_default(),
+        user: User { authenticated: note(AUTHENTICATED_USER).unwrap_or_else(|| name.clone()), name },
+        remote: String::new(),
+        session: None,
+        session_mode: false,
+        kept_until: kept_until(meta),
+    })
 }
 
 /// The patch that claims a pod.
 pub fn claim_patch(who: &Identity) -> Value {
     let key = claim_key(who.connection);
-    patch(&json!({ &key: who.owner.to_string() }), &json!({ &key: note(who), CLAIMED: stamp() }))
+    patch(
+        &json!({ &key: who.owner.to_string() }),
+        &json!({ &key: note(who), CLAIMED: stamp(), LAST_USED: Timestamp::now().to_string() }),
+    )
 }
 
 /// The patch that releases claims.
 pub fn release_patch(connections: impl IntoIterator<Item = ConnectionId>) -> Value {
-    let gone: BTreeMap<String, Option<String>> =
+    let mut gone: BTreeMap<String, Option<String>> =
         connections.into_iter().map(|connection| (claim_key(connection), None)).collect();
-    patch(&json!(gone), &json!(gone))
+    let labels = json!(gone);
+    gone.insert(LAST_USED.into(), Some(Timestamp::now().to_string()));
+    patch(&labels, &json!(gone))
 }
 
 fn patch(labels: &Value, annotations: &Value) -> Value {
@@ -240,7 +278,12 @@ mod tests {
         for map in ["labels", "annotations"] {
             assert!(release["metadata"][map].get(&key).is_some_and(Value::is_null), "{release}");
         }
-        assert_ne!(claim["metadata"]["annotations"][CLAIMED], version(&pod), "each claim leaves its stamp");
+        assert_ne!(
+            claim["metadata"]["annotations"][CLAIMED].as_str(),
+            version(&pod).split(' ').next(),
+            "each claim leaves its stamp"
+        );
+        assert!(last_used(&pod).is_some() && release["metadata"]["annotations"][LAST_USED].is_string());
     }
 
     #[test]

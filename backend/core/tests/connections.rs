@@ -29,9 +29,9 @@ async fn a_connection_opens_is_listed_and_closes() {
     assert_eq!((connection.remote_address.as_str(), connection.mode()), ("192.0.2.1", v1::ExecutionMode::Connection));
 
     let it = contents.connection;
-    assert_eq!(world.connections.close(it, "b").await, Ok(0), "another caller closes nothing");
+    assert_eq!(world.connections.close(it, "b", false).await, Ok(0), "another caller closes nothing");
     assert_eq!(world.cluster.pods().len(), 1);
-    assert_eq!(world.connections.close(it, "a").await, Ok(1));
+    assert_eq!(world.connections.close(it, "a", false).await, Ok(1));
     assert!(world.cluster.pods().is_empty());
     assert_eq!(world.connections.terminate(it, "").await, Ok(0));
 }
@@ -108,10 +108,10 @@ async fn session_mode_makes_no_pod_yet_and_a_closed_connection_none_ever() {
     assert_eq!(leases.admit(contents.owner, contents.connection, "a").await, Ok(()));
     let foreign = leases.admit(contents.owner, contents.connection, "b").await;
     assert_eq!(foreign.map_err(|r| r.reason()), Err(Reason::CallerNotAllowed));
-    assert_eq!(world.connections.close(contents.connection, "a").await, Ok(0));
+    assert_eq!(world.connections.close(contents.connection, "a", false).await, Ok(0));
     let closed = leases.admit(contents.owner, contents.connection, "a").await;
     assert_eq!(closed.map_err(|r| r.reason()), Err(Reason::Terminated));
-    assert_eq!(world.connections.close(contents.connection, "a").await, Ok(0), "again");
+    assert_eq!(world.connections.close(contents.connection, "a", false).await, Ok(0), "again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,12 +124,12 @@ async fn in_session_mode_nobody_closes_another_services_connection() {
         let contents = world.connections.keys().open(&opened.handle, "a").expect("a handle");
         let admitted = async || leases.admit(contents.owner, contents.connection, "a").await.map_err(|r| r.reason());
         // Who knows its id can ask for it, as for one that is gone: which it is, no pod tells.
-        assert_eq!(world.connections.close(contents.connection, "b").await, Ok(0));
+        assert_eq!(world.connections.close(contents.connection, "b", false).await, Ok(0));
         assert_eq!(admitted().await, Ok(()), "b's word is not a's");
         let done = if operator {
             world.connections.terminate(contents.connection, "").await
         } else {
-            world.connections.close(contents.connection, "a").await
+            world.connections.close(contents.connection, "a", false).await
         };
         assert_eq!(done, Ok(0));
         assert_eq!(admitted().await, Err(Reason::Terminated), "though b was first");
@@ -298,7 +298,7 @@ async fn owners_learn_what_operators_ended_and_why() {
         assert_eq!(told(&world, 8, &[3]).await, [(id(3), String::new())]);
         assert_eq!(world.cluster.pods().len(), usize::from(mode == "connection"));
         // The caller closes it then, as usual.
-        world.connections.close(number(1), "a").await.expect("closed");
+        world.connections.close(number(1), "a", false).await.expect("closed");
 
         // A list that fails or hangs says nothing, and holds no renewal up.
         world.cluster.fault(Call::ListLeases, Fault::Fail(unavailable()));

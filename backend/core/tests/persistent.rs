@@ -1,17 +1,28 @@
 //! Mode `persistent`, on the fake. All in virtual time.
 
+mod agent;
 mod world;
 
+use agent::Agent;
+use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use podbay::v1::{self, Reason};
+use podbay_agent_wire::{
+    client::ResumeFrom,
+    id::Attempt,
+    program::{Exit, Start},
+};
 use podbay_backend_core::{
     cluster::{Cluster as _, ClusterError, PodRef},
     connections::{ListRequest, OpenEvent},
     fake::{Call, Fault, script},
     handle::Contents,
-    identity, persistent,
+    identity,
+    link::{Links, Place},
+    ownership::{Agents, Reaper},
+    persistent,
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -21,6 +32,9 @@ use world::{World, id, unavailable};
 /// Each user has a pod, which is made where it is missing.
 const KEYED: &str = "disableAgent: true, mode: persistent, createMissingPods: true, persistentIdleTimeout: 10m, \
                      metadata: {namespace: ns, name: 'shell-{username}'}";
+/// The same with an agent.
+const WITH_AGENT: &str = "mode: persistent, createMissingPods: true, persistentIdleTimeout: 10m, \
+                          metadata: {namespace: ns, name: 'shell-{username}'}";
 /// One pod that is there.
 const EXISTING: &str = "disableAgent: true, mode: persistent, metadata: {namespace: ns, name: workspace}";
 
@@ -59,9 +73,9 @@ async fn a_users_connections_share_a_pod_that_outlives_them() {
     assert_eq!(page[2].user.as_ref().map(|user| user.name.as_str()), Some("Bob"));
 
     let connection = contents(&world, &first).connection;
-    assert_eq!(world.connections.close(connection, "b").await, Ok(0));
+    assert_eq!(world.connections.close(connection, "b", false).await, Ok(0));
     assert_eq!(claims(&world), 3, "another service's claims stay");
-    assert_eq!(world.connections.close(connection, "a").await, Ok(0), "no pod is deleted");
+    assert_eq!(world.connections.close(connection, "a", false).await, Ok(0), "no pod is deleted");
     assert_eq!((claims(&world), world.cluster.pods().len()), (2, 2));
     // The pod is there, but not for this handle any more.
     let leases = world.connections.leases();
@@ -123,7 +137,7 @@ async fn a_pod_that_others_made_is_used_as_it_is() {
     world.cluster.change_pod("ns", "workspace", |pod| pod.status.as_mut().expect("status").conditions = None);
     let opened = world.open(2, 9, "a").await.expect("opened");
     assert_eq!(contents(&world, &opened).console, "main", "by its place");
-    world.connections.close(contents(&world, &opened).connection, "a").await.expect("closed");
+    world.connections.close(contents(&world, &opened).connection, "a", false).await.expect("closed");
     world.settled().await;
     assert_eq!((world.cluster.count(Call::PatchPod), world.cluster.count(Call::DeletePod)), (0, 0));
     assert_eq!(world.cluster.pods().len(), 1);
@@ -176,6 +190,8 @@ async fn a_start_that_fails_leaves_no_pod_but_one_that_others_use() {
     });
     second.expect("opened");
     world.settled().await;
+    // The deletion runs behind the round.
+    sleep(Duration::from_secs(1)).await;
     assert_eq!((claims(&world), world.cluster.pods()[0].metadata.uid.clone()), (1, made));
 }
 
@@ -219,7 +235,7 @@ async fn the_reaper_takes_a_pod_when_nobody_used_it_for_the_configured_time() {
     }
     assert_eq!((world.cluster.pods().len(), claims(&world)), (1, 1), "the dead owner's claim is gone");
     drop(other);
-    world.connections.close(contents(&world, &opened).connection, "a").await.expect("closed");
+    world.connections.close(contents(&world, &opened).connection, "a", false).await.expect("closed");
     let start = Instant::now();
     while !world.cluster.pods().is_empty() {
         reaper.round().await;
@@ -231,12 +247,81 @@ async fn the_reaper_takes_a_pod_when_nobody_used_it_for_the_configured_time() {
     assert_eq!(*reaper.deleted().borrow(), 1);
 }
 
+/// Rounds of the reaper for so long, or until there is no pod; gives how long that was.
+async fn reaped(world: &World, reaper: &mut Reaper, bound: Duration) -> Duration {
+    let start = Instant::now();
+    while !world.cluster.pods().is_empty() && start.elapsed() < bound {
+        reaper.round().await;
+        sleep(world.settings.ownership.poll()).await;
+    }
+    start.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_that_runs_is_use_though_nobody_claims_its_pod() {
+    let world = World::configured(WITH_AGENT);
+    let agent = Agent::new(1);
+    let runs = agent.clone();
+    world.cluster.on_stream(move |program| runs.attach(program));
+    let links = Links::new(Arc::new(world.cluster.clone()));
+    let agents = Agents { links: links.clone(), path: "/agent".into(), console: "shell".into() };
+    let mut reaper = world.reaper().asking(Some(agents));
+    let opened = world.open(1, 9, "a").await.expect("opened");
+    let connection = contents(&world, &opened).connection;
+    let pod = contents(&world, &opened).pod().expect("a pod");
+    let place = Place { pod, container: "shell".into(), agent: "/agent".into(), image: "sha256:shell".into() };
+    let mut program = links.program(&place);
+    let session = id(5).parse().expect("an id");
+    program.start(session, Attempt::new(1), Start::new(["x"]), ResumeFrom::default()).await.expect("a link");
+    program.news.recv().await.expect("started");
+    world.connections.close(connection, "a", false).await.expect("closed");
+    assert_eq!(claims(&world), 0);
+    let hour = Duration::from_hours(1);
+    assert!(reaped(&world, &mut reaper, hour).await >= hour, "a program runs in it");
+    agent.exits(0, Exit::Code(0));
+    let took = reaped(&world, &mut reaper, hour).await;
+    assert!(took < Duration::from_mins(21), "from the last look on, a whole time: {took:?}");
+
+    // A restart of all backends does not begin the time anew, and one look is not enough.
+    let opened = world.open(2, 9, "a").await.expect("opened");
+    world.connections.close(contents(&world, &opened).connection, "a", false).await.expect("closed");
+    let long_ago = (jiff::Timestamp::now() - jiff::SignedDuration::from_mins(9)).to_string();
+    world.cluster.change_pod("ns", "shell-alice", |pod| {
+        pod.metadata.annotations.get_or_insert_default().insert(identity::LAST_USED.into(), long_ago);
+    });
+    let old = (jiff::Timestamp::now() - jiff::SignedDuration::from_mins(11)).to_string();
+    let mut reaper = world.reaper();
+    let took = reaped(&world, &mut reaper, Duration::from_mins(5)).await;
+    assert!(took >= Duration::from_mins(5), "its time is not over by either clock");
+    world.cluster.change_pod("ns", "shell-alice", |pod| {
+        pod.metadata.annotations.get_or_insert_default().insert(identity::LAST_USED.into(), old);
+    });
+    let mut reaper = world.reaper();
+    let took = reaped(&world, &mut reaper, hour).await;
+    assert!(took >= Duration::from_mins(1) && took < Duration::from_mins(2), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_silent_is_asked_thrice() {
+    let world = World::configured(WITH_AGENT);
+    world.cluster.on_stream(|_| std::future::pending().boxed());
+    let agents =
+        Agents { links: Links::new(Arc::new(world.cluster.clone())), path: "/agent".into(), console: "shell".into() };
+    let mut reaper = world.reaper().asking(Some(agents));
+    let opened = world.open(1, 9, "a").await.expect("opened");
+    world.connections.close(contents(&world, &opened).connection, "a", false).await.expect("closed");
+    let took = reaped(&world, &mut reaper, Duration::from_hours(1)).await;
+    let asked = world.settings.timeouts.http * 3;
+    let least = Duration::from_mins(10) + asked;
+    assert!(took >= least && took < least + Duration::from_mins(2), "{took:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_claim_in_the_last_moment_wins_over_the_reaper() {
     let world = World::configured(KEYED);
     let mut reaper = world.reaper();
     let opened = world.open(1, 9, "a").await.expect("opened");
-    world.connections.close(contents(&world, &opened).connection, "a").await.expect("closed");
+    world.connections.close(contents(&world, &opened).connection, "a", false).await.expect("closed");
     reaper.round().await;
     sleep(Duration::from_mins(11)).await;
     // Between the reaper's look and its deletion.

@@ -717,7 +717,7 @@ async fn in_its_own_pod_memory_and_a_broken_stream_are_told() {
     // The stream broke, and with it perhaps output: the code in the status is not the whole truth.
     gone(&world.cluster).await;
     playing(&world, "Completed", 0, StreamEnd::Lost("x".into()));
-    assert_eq!(lost(world.open(&exec("x")).all().await.exit).reason(), Reason::StreamLost);
+    assert_eq!(lost(world.open(&exec("x")).all().await.exit).reason(), Reason::ProgramLost);
     world.settled().await;
     gone(&world.cluster).await;
 }
@@ -919,6 +919,24 @@ async fn containerssh_agent_tells_its_pid_and_takes_signals() {
     assert_eq!(exit, Some(End::Code(143)));
     let signal = [AGENT, "console", "--pid", "--", AGENT, "signal", "--pid", "2826", "--signal", "TERM"];
     assert_eq!(told.recv().await.expect("the signal"), signal.map(str::to_owned));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_does_not_exist_refuses_its_signal() {
+    let (world, mut told) = with_agent().await;
+    let mut session = world.open(&argv(&["/p", "x"]));
+    session.started().await;
+    told.recv().await.expect("the program");
+    session.send(Frame::Signal(v1::Signal { id: 1, name: "USR1".into(), deadline: None })).await;
+    let refusal = loop {
+        match session.frame().await {
+            Back::Answer(answer) => break answer.refusal.expect("the agent said 3"),
+            Back::Exit(exit) => panic!("{exit:?}"),
+            _ => {}
+        }
+    };
+    assert_eq!(refusal.reason(), Reason::SignalNotDelivered);
+    assert!(refusal.message.contains("(3)"), "{refusal:?}");
 }
 
 #[tokio::test(start_paused = true)]

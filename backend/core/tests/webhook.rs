@@ -125,7 +125,7 @@ async fn an_answer_makes_the_pod_and_what_sessions_need_of_it_is_in_the_handle()
     );
     // Found and closed where it is, though nothing but its id is known.
     assert_eq!(world.listed().await, 1);
-    assert_eq!(world.connections.close(world::id(1).parse().expect("an id"), "frontend").await, Ok(1));
+    assert_eq!(world.connections.close(world::id(1).parse().expect("an id"), "frontend", false).await, Ok(1));
     assert_eq!(world.listed().await, 0);
     world.answers(Ok(json!({"config": {"kubernetes": {"pod": {"mode": "session"}}}})));
     let opened = world.open(2).await.expect("opened");

@@ -69,8 +69,8 @@ impl ConnectionService for Service {
     ) -> Result<Response<v1::CloseConnectionResponse>, Status> {
         self.counted("CloseConnection", async {
             let caller = self.caller(&request)?;
-            let id = connection_id(&request.get_ref().connection_id)?;
-            let pods_deleted = self.connections.close(id, caller.service()).await?;
+            let v1::CloseConnectionRequest { connection_id: id, keep_detached } = request.into_inner();
+            let pods_deleted = self.connections.close(connection_id(&id)?, caller.service(), keep_detached).await?;
             Ok(v1::CloseConnectionResponse { pods_deleted })
         })
         .await

@@ -116,7 +116,7 @@ pub fn long(elapsed: Option<prost_types::Duration>) -> bool {
 pub async fn end(channel: &Channel, heartbeats: Heartbeats, connection: ConnectionId, close: bool) {
     let mut client = connections(channel);
     if close {
-        let message = v1::CloseConnectionRequest { connection_id: connection.to_string() };
+        let message = v1::CloseConnectionRequest { connection_id: connection.to_string(), keep_detached: false };
         if let Err(status) = client.close_connection(bounded(message)).await {
             eprintln!("podbay: the pod is not deleted yet: {:#}", told(&status));
         }

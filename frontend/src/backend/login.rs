@@ -251,7 +251,7 @@ impl Login {
         let mut tour = Tour::default();
         let closing = async {
             loop {
-                let request = v1::CloseConnectionRequest { connection_id: self.id.to_string() };
+                let request = v1::CloseConnectionRequest { connection_id: self.id.to_string(), keep_detached: true };
                 let left = deadline.saturating_duration_since(Instant::now());
                 match backend.close_connection(tour.choice.clone(), request, left).await {
                     Ok((_, answer)) => return Ok(answer.pods_deleted),

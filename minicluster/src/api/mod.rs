@@ -151,6 +151,7 @@ impl Api {
             Action::OomKill { namespace, pod, container } => {
                 return self.kubelet.oom_kill(&namespace, &pod, &container).await;
             }
+            Action::Evict { namespace, pod, message } => return self.kubelet.evict(&namespace, &pod, &message),
         }
         true
     }

@@ -219,6 +219,20 @@ impl Kubelet {
         }
     }
 
+    /// Ends a pod as a node does that is short of something, with its grace period.
+    pub fn evict(&self, namespace: &str, pod: &str, message: &str) -> bool {
+        let key = Key::new(Kind::Pod, namespace, pod);
+        let Ok(object) = self.store.get(&key) else { return false };
+        let Some(handle) = self.pod(text(&object, "/metadata/uid")) else { return false };
+        handle.lock().course.evicted = Some(message.to_owned());
+        let seconds = object.pointer("/spec/terminationGracePeriodSeconds").and_then(serde_json::Value::as_u64);
+        let kill_at = tokio::time::Instant::now() + Duration::from_secs(seconds.unwrap_or(30));
+        handle.stop.send_modify(|stop| {
+            stop.kill_at.get_or_insert(kill_at);
+        });
+        true
+    }
+
     fn know(&self, handle: &PodHandle, supervisor: &Supervisor) {
         let mut supervisors = self.supervisors.lock().unwrap_or_else(PoisonError::into_inner);
         supervisors.retain(|known| !known.gone.is_cancelled());

@@ -98,6 +98,8 @@ pub(crate) struct Course {
     /// When the kubelet took it.
     pub started: Option<String>,
     pub deadline_exceeded: bool,
+    /// The kubelet's words for it.
+    pub evicted: Option<String>,
     /// Nothing will be started again.
     pub over: bool,
 }
@@ -145,13 +147,21 @@ pub(crate) fn pod_status(pod: &Pod, course: &Course, views: &[View], before: Opt
             let message = "Pod was active on the node longer than the specified deadline";
             status.insert("message".into(), json!(message));
         }
+        // Like a kubelet, not before the containers have ended.
+        if let Some(message) = course.evicted.as_ref().filter(|_| course.over) {
+            status.insert("reason".into(), json!("Evicted"));
+            status.insert("message".into(), json!(message));
+        }
     }
     status
 }
 
 fn phase(pod: &Pod, course: &Course, views: &[View]) -> &'static str {
-    if course.deadline_exceeded && course.over {
-        return "Failed";
+    match (course.over, course.deadline_exceeded, &course.evicted) {
+        (true, true, _) | (true, _, Some(_)) => return "Failed",
+        // The phase and its reason come together.
+        (false, _, Some(_)) => return "Running",
+        (true, false, None) | (false, _, None) => {}
     }
     let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always");
     let mut succeeded = 0;

@@ -113,6 +113,8 @@ pub enum Event {
         key: Key,
         /// How.
         exit: Exit,
+        /// The container was being stopped when it ended, which may be why.
+        stopping: bool,
     },
     /// The client does not have the program (any more): it could not be started, was taken over, given up, or is gone.
     Closed {

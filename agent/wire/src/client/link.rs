@@ -349,12 +349,13 @@ impl Client {
     fn on_exit(&mut self, exit: proto::Exit) -> Result<(), LinkError> {
         let key = self.numbered(exit.program)?;
         let Some(program) = self.programs.get_mut(&key) else { return Ok(()) };
+        let stopping = exit.stopping;
         let exit = Exit::try_from(exit.status.unwrap_or_default()).map_err(|error| violation(&error.to_string()))?;
         if !program.stdout.ended || !(program.stderr.ended || program.terminal) {
             return Err(violation("an exit before the end of the output"));
         }
         if !std::mem::replace(&mut program.exited, true) {
-            self.events.push_back(Event::Exit { key, exit });
+            self.events.push_back(Event::Exit { key, exit, stopping });
         }
         Ok(())
     }

@@ -150,7 +150,9 @@ impl Host {
             }
             to_agent::Message::List(list) => {
                 let only = if list.session.is_empty() { None } else { Some(session(&list.session)?) };
-                let sessions = self.programs.values().filter(|program| only.is_none_or(|only| only == program.session));
+                // What was given up is nobody's session any more.
+                let sessions = self.programs.values().filter(|program| !program.released);
+                let sessions = sessions.filter(|program| only.is_none_or(|only| only == program.session));
                 let sessions = sessions.map(Program::describe).collect();
                 self.put(key, to_backend::Message::Sessions(proto::Sessions { id: list.id, sessions }));
             }

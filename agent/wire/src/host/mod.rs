@@ -311,7 +311,7 @@ impl Host {
     /// The program ended. Outputs may end later; the exit is told after them.
     pub fn exited(&mut self, key: ProgramKey, exit: Exit, now: Instant) {
         let Some(program) = self.programs.get_mut(&key) else { return };
-        program.ended(exit, now);
+        program.ended(exit, self.stopping, now);
         if program.released {
             self.remove(key);
         } else {

@@ -23,6 +23,8 @@ pub(super) enum State {
     Ended {
         pid: u32,
         exit: Exit,
+        /// While the container was being stopped.
+        stopping: bool,
         at: Instant,
     },
 }
@@ -152,11 +154,15 @@ impl Program {
         self.ended_at().unwrap_or(now).saturating_duration_since(self.began).max(Duration::from_millis(1))
     }
 
-    pub(super) fn ended(&mut self, exit: Exit, now: Instant) {
+    pub(super) fn ended(&mut self, exit: Exit, stopping: bool, now: Instant) {
         match self.state {
             State::Starting | State::Ended { .. } => {}
-            State::Running { pid } => self.state = State::Ended { pid, exit, at: now },
+            State::Running { pid } => self.state = State::Ended { pid, exit, stopping, at: now },
         }
+    }
+
+    fn ended_by_stop(&self) -> bool {
+        matches!(self.state, State::Ended { stopping: true, .. })
     }
 
     pub(super) fn exit(&self) -> Option<&Exit> {
@@ -222,6 +228,7 @@ impl Program {
             stderr_held: stderr.map_or(0, Output::held),
             stderr_end: stderr.map_or(0, Output::end),
             exit: self.exit().filter(|_| self.complete()).map(Into::into),
+            kept: self.link.is_none() && matches!(self.keep, Keep::Until(_)),
         }
     }
 
@@ -265,7 +272,8 @@ impl Program {
         }
         let all = self.stdout.all_sent() && self.stderr.as_ref().is_none_or(Output::all_sent);
         if let (true, false, Some(exit)) = (all, self.exit_sent, self.exit()) {
-            let exit = proto::Exit { program: number.into(), status: Some(exit.into()) };
+            let exit =
+                proto::Exit { program: number.into(), status: Some(exit.into()), stopping: self.ended_by_stop() };
             put_control(&ToBackend { message: Some(to_backend::Message::Exit(exit)) }, out);
             self.exit_sent = true;
         }

@@ -166,7 +166,8 @@ fn an_exit_is_told_again_until_it_is_acknowledged() {
     pair.settle().expect("a sound host");
     assert_eq!(pair.saw(|event| matches!(event, Event::Forgotten { running: true, .. })), 1);
     pair.exit(3);
-    assert_eq!(pair.saw(|event| matches!(event, Event::Exit { exit: Exit::Code(3), .. })), 1);
+    let exited = |event: &Event| matches!(event, Event::Exit { exit: Exit::Code(3), stopping: false, .. });
+    assert_eq!(pair.saw(exited), 1);
     // Another client without memory gets it as well.
     pair.client = Client::new(ClientConfig::default());
     pair.lose();
@@ -360,6 +361,8 @@ fn limits_and_false_offsets_are_refused_by_name() {
     pair.settle().expect("a sound host");
     assert_eq!(pair.closed(late), Some(Reason::Shutdown));
     assert_eq!(pair.signals, ["HUP"]);
+    pair.exit(1);
+    assert_eq!(pair.saw(|event| matches!(event, Event::Exit { stopping: true, .. })), 1, "what may be why is told");
 }
 
 #[test]

@@ -98,7 +98,7 @@ fn from_agent() -> Vec<u8> {
         put_end(program as u16, Stream::Stderr, 39, &mut out);
         let end = Some(proto::exit_status::End::Signal("TERM".into()));
         let status = Some(proto::ExitStatus { end, ..proto::ExitStatus::default() });
-        say(Message::Exit(proto::Exit { program, status }), &mut out);
+        say(Message::Exit(proto::Exit { program, status, stopping: false }), &mut out);
     }
     let one = proto::Session { session: vec![1; 16].into(), ..proto::Session::default() };
     say(Message::Sessions(proto::Sessions { id: 1, sessions: vec![one] }), &mut out);

@@ -468,7 +468,7 @@ impl World {
                     self.users[at].asked.retain(|asked| *asked != id);
                 }
             }
-            Event::Exit { key, exit } => {
+            Event::Exit { key, exit, .. } => {
                 let Some(at) = find(&mut self.users, key) else { return };
                 let user = &mut self.users[at];
                 assert_eq!(exit, Exit::Code(user.number));

@@ -106,6 +106,7 @@ pub(super) fn read(mut section: Section) -> Option<(Kuberun, Connection, PodConf
         signal: timeout,
         window: timeout,
         http,
+        ..Timeouts::default()
     };
     let (disable_command, pod) = pod(section.section("pod").lenient().in_any_case());
     Some((Kuberun { disable_command, insecure }, reached?, pod?, timeouts))

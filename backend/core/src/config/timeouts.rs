@@ -5,7 +5,7 @@ use podbay_runtime::config::Section;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The six bounds; each positive. What each bounds: the table in docs/failures.md.
+/// The bounds; each positive. What each bounds: the table in docs/failures.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeouts {
     /// Create a pod and wait until it is ready, retries included.
@@ -20,6 +20,15 @@ pub struct Timeouts {
     pub window: Duration,
     /// One plain request to the API.
     pub http: Duration,
+    /// How long a session waits for its pod's agent to be reached again, while its program runs on. Absent in handles from before
+    /// there was one.
+    #[serde(default = "relink")]
+    pub relink: Duration,
+}
+
+/// Less than the agent's orphan timeout (10 minutes), so that the wait ends before the program.
+const fn relink() -> Duration {
+    Duration::from_mins(5)
 }
 
 impl Default for Timeouts {
@@ -32,6 +41,7 @@ impl Default for Timeouts {
             signal: minute,
             window: minute,
             http: Duration::from_secs(15),
+            relink: relink(),
         }
     }
 }
@@ -47,6 +57,7 @@ impl Timeouts {
             signal: or("signal", default.signal),
             window: or("window", default.window),
             http: or("http", default.http),
+            relink: or("relink", default.relink),
         }
     }
 

@@ -6,6 +6,7 @@ use crate::{
     identity::{self, Identity, Marks},
     lifecycle::{image_id, reference},
     link::Place,
+    persistent,
     policy::Security,
     template,
 };
@@ -39,7 +40,7 @@ impl Connections {
         let deadline = Instant::now() + self.lifecycle().timeouts().http;
         let all = identity::all();
         let places = self.places().iter();
-        let lists = places.map(|place| self.lifecycle().list(place, &all, deadline));
+        let lists = places.map(|place| self.lifecycle().list_all(place, &all, deadline));
         let mut pods = futures::future::try_join_all(lists).await?.concat();
         pods.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         let later = pods.iter().filter(|pod| pod.metadata.name.as_deref().is_some_and(|name| name > after));
@@ -47,7 +48,8 @@ impl Connections {
     }
 
     fn found(&self, pod: &Pod, user: &str, agent: &str) -> Option<FoundPod> {
-        let (marks, reference) = (Marks::read(&pod.metadata)?, reference(pod)?);
+        let marks = Marks::read(&pod.metadata).or_else(|| persistent::marks(&pod.metadata))?;
+        let reference = reference(pod)?;
         // By the authenticated name alone: that is what rights are about.
         if marks.user.authenticated != user {
             return None;
@@ -61,23 +63,22 @@ impl Connections {
             user: marks.user.clone(),
             remote: marks.remote.parse().ok(),
         };
-        let (target, image) = if marks.session_mode {
+        let image = image_id(pod, &config.console);
+        let target = if marks.session_mode {
             let mut base = template::base_pod(config, &who, &BTreeMap::new());
             self.note_policy(&security, &mut base.metadata);
-            let image = crate::session::image_of(&base, &config.console);
-            (Target::Template(Box::new(base)), image)
+            Target::Template(Box::new(base))
         } else {
-            let image_id = image_id(pod, &config.console);
-            let target = Target::Pod {
+            Target::Pod {
                 namespace: reference.namespace.clone(),
                 name: reference.name.clone(),
                 uid: reference.uid.clone()?,
-                image_id: image_id.clone(),
-            };
-            (target, image_id)
+                image_id: image.clone(),
+            }
         };
-        let contents = Contents::new(self.settings(), *self.lifecycle().timeouts(), &who, BTreeMap::new(), target);
-        let contents = Contents { security, ..contents };
+        let mut contents = Contents::new(self.settings(), *self.lifecycle().timeouts(), &who, BTreeMap::new(), target);
+        contents.security = security;
+        contents.stays = persistent::is_ours(&pod.metadata);
         let place = Place { pod: reference, container: config.console.clone(), agent: agent.to_owned(), image };
         Some(FoundPod { marks, contents, place })
     }

@@ -5,6 +5,7 @@
 
 mod files;
 mod found;
+mod kept;
 mod list;
 mod reach;
 mod request;
@@ -36,7 +37,7 @@ use podbay_runtime::webhook::Entry;
 use reach::Reach;
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -295,9 +296,11 @@ impl Connections {
     /// Closes a connection of this caller: its pods are gone, within `podStop`. Gives how many there were; a connection that
     /// isn't there is closed.
     ///
+    /// With `keep_detached`, pods that a Detach keeps stay: their time, or a later call without it, ends them.
+    ///
     /// Cancel safe, in that dropping it leaves the deletion asked but not awaited.
-    pub async fn close(&self, id: ConnectionId, caller: &str) -> Result<u32, Refusal> {
-        self.end(id, Some(caller), &Closing::ByCaller(caller.to_owned())).await
+    pub async fn close(&self, id: ConnectionId, caller: &str, keep_detached: bool) -> Result<u32, Refusal> {
+        self.end(id, Some(caller), &Closing::ByCaller(caller.to_owned()), keep_detached).await
     }
 
     /// Closes anybody's connection; for operators. Its sessions end with `TERMINATED` and the message, and so say the
@@ -306,10 +309,16 @@ impl Connections {
     /// # Errors
     /// `INVALID_REQUEST` for a message that is no line of text; else as [`Self::close`].
     pub async fn terminate(&self, id: ConnectionId, message: &str) -> Result<u32, Refusal> {
-        self.end(id, None, &Closing::by_operator(message)?).await
+        self.end(id, None, &Closing::by_operator(message)?, false).await
     }
 
-    async fn end(&self, id: ConnectionId, caller: Option<&str>, why: &Closing) -> Result<u32, Refusal> {
+    async fn end(
+        &self,
+        id: ConnectionId,
+        caller: Option<&str>,
+        why: &Closing,
+        keep_detached: bool,
+    ) -> Result<u32, Refusal> {
         let budget = self.lifecycle.timeouts().pod_stop;
         let late =
             || Refusal::new(Reason::PodStopTimeout, "the pods were not gone in time; they will be removed later");
@@ -332,7 +341,16 @@ impl Connections {
                 // First, so that no session starts a pod behind our back, or a program in one that stays.
                 (Mode::Session | Mode::Persistent, _) => self.leases.revoke(id, why, Instant::now() + budget).await?,
             }
-            let ours = |meta: &_| Marks::read(meta).is_some_and(|marks| caller.is_none_or(|c| c == marks.caller));
+            let kept = Mutex::new(Vec::new());
+            let ours = |pod: &Pod| {
+                let Some(marks) = Marks::read(&pod.metadata) else { return false };
+                let ours = caller.is_none_or(|caller| caller == marks.caller);
+                if ours && keep_detached && marks.is_kept() {
+                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(pod.clone());
+                    return false;
+                }
+                ours
+            };
             if self.reach.persistent {
                 let deadline = Instant::now() + budget;
                 let theirs = |by: &str| caller.is_none_or(|caller| caller == by);
@@ -341,7 +359,9 @@ impl Connections {
                 }
             }
             let selector = identity::of_connection(id);
-            self.stop_everywhere(&selector, |pod| ours(&pod.metadata)).await
+            let stopped = self.stop_everywhere(&selector, ours).await?;
+            let kept = kept.into_inner().unwrap_or_else(PoisonError::into_inner);
+            Ok(stopped + self.stop_without_detached(kept).await?)
         };
         let result = timeout(budget, whole).await.unwrap_or_else(|_| Err(late()));
         match &result {

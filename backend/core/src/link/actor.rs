@@ -1,6 +1,6 @@
 //! One link's task.
 
-use super::{Command, Do, Found, News, Place, Shared, Written};
+use super::{Command, Do, Found, Health, News, Place, Shared, Written};
 use crate::{
     cluster::{ClusterError, Input, Output, StreamEnd, StreamRequest, Streams},
     failure::short,
@@ -16,12 +16,15 @@ use podbay_agent_wire::{
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{
-    sync::{mpsc, oneshot},
-    time::{Instant, sleep_until},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep_until, timeout},
 };
 
 /// A link without programs is let go of after this.
 const IDLE: Duration = Duration::from_mins(1);
+
+/// The longest wait for one exec of the agent: longer than an API server waits for a node.
+const CONNECT: Duration = Duration::from_secs(45);
 
 /// Bytes in one message to the agent.
 const BATCH: usize = 64 * 1024;
@@ -39,6 +42,7 @@ pub(super) struct Actor {
     place: Place,
     commands: mpsc::Receiver<Command>,
     left: mpsc::UnboundedReceiver<u64>,
+    health: watch::Sender<Health>,
     client: Client,
     programs: HashMap<u64, Program>,
     tokens: HashMap<Key, u64>,
@@ -91,8 +95,7 @@ impl Actor {
         shared: Arc<Shared>,
         key: (String, u64),
         place: Place,
-        commands: mpsc::Receiver<Command>,
-        left: mpsc::UnboundedReceiver<u64>,
+        (commands, left, health): (mpsc::Receiver<Command>, mpsc::UnboundedReceiver<u64>, watch::Sender<Health>),
     ) -> Self {
         Self {
             shared,
@@ -100,6 +103,7 @@ impl Actor {
             place,
             commands,
             left,
+            health,
             client: Client::new(Config {
                 name: format!("podbay-backend {}", env!("CARGO_PKG_VERSION")),
                 ..Config::default()
@@ -160,6 +164,7 @@ impl Actor {
                 }
                 Happened::Connected(Err(error)) => {
                     tracing::debug!(pod = self.place.pod.name, %error, "no link to the agent");
+                    self.down(None, Some(&error.to_string()));
                     self.ask();
                 }
                 Happened::Pod(pod) => {
@@ -167,11 +172,14 @@ impl Actor {
                         self.end_all(|| News::Gone(pod.clone()));
                         return;
                     }
+                    match &*pod {
+                        Ok(_) => self.down(Some(false), None),
+                        Err(error) => self.down(Some(true), Some(&error.to_string())),
+                    }
                     self.wire = Wire::Down { retry: Instant::now() + self.backoff.next(None) };
                 }
                 Happened::Output(output) => {
                     if let Some((found, words)) = self.output(output) {
-                        self.shared.learn(&self.place.image, found);
                         self.end_all(|| News::Other(found, words.clone()));
                         self.shared.remove(&self.key);
                         return;
@@ -233,7 +241,10 @@ impl Actor {
         let command = [self.place.agent.as_str(), "attach", "--spawn"].map(str::to_owned).into();
         let container = self.place.container.clone();
         let request = StreamRequest { container, command: Some(command), tty: false, stdin: true };
-        async move { cluster.stream(&pod, &request).await }.boxed()
+        async move {
+            timeout(CONNECT, cluster.stream(&pod, &request)).await.unwrap_or(Err(ClusterError::Timeout(CONNECT)))
+        }
+        .boxed()
     }
 
     fn ask(&mut self) {
@@ -244,8 +255,23 @@ impl Actor {
     /// The stream is gone, or must be.
     fn broke(&mut self, why: &str) {
         tracing::info!(pod = self.place.pod.name, why, "the link to the agent broke; it is made again");
+        self.down(None, Some(why));
         self.client.disconnected();
         self.ask();
+    }
+
+    /// There is no link; `None` = as was known before.
+    fn down(&self, api: Option<bool>, why: Option<&str>) {
+        self.health.send_if_modified(|health| {
+            let before = std::mem::replace(health, Health::Up);
+            let (since, knew, known) = match &before {
+                Health::Up => (Instant::now(), false, ""),
+                Health::Down { since, api, why } => (*since, *api, why.as_str()),
+            };
+            let why = why.map_or_else(|| known.to_owned(), short);
+            *health = Health::Down { since, api: api.unwrap_or(knew), why };
+            *health != before
+        });
     }
 
     /// Takes what came. `Some`: there is no podbay-agent.
@@ -258,7 +284,8 @@ impl Actor {
                 }
                 Err(LinkError::Frame(FrameError::NotAnAgent(sample))) if !self.greeted => {
                     // The stream's end tells what it is; containerssh-agent writes its usage here.
-                    self.words.extend(sample.bytes().take(MAX_WORDS));
+                    let room = MAX_WORDS.saturating_sub(self.words.len());
+                    self.words.extend(sample.bytes().take(room));
                     return None;
                 }
                 Err(error) => {
@@ -277,10 +304,14 @@ impl Actor {
         };
         let _ = self.client.ended();
         match ended {
-            Ended::Other(found, words) => Some((found, words)),
+            Ended::Other(found, words) => {
+                self.shared.learn(&self.place.image, found);
+                Some((found, words))
+            }
             Ended::Unknown(why) => {
                 self.tries += 1;
                 if !self.greeted && self.tries >= TRIES {
+                    // Of this pod; the image may be sound.
                     return Some((Found::Nothing, why));
                 }
                 self.broke(&why);
@@ -296,6 +327,7 @@ impl Actor {
         }
         if self.client.is_linked() {
             self.backoff = Backoff::default();
+            self.health.send_if_modified(|health| std::mem::replace(health, Health::Up) != Health::Up);
         }
     }
 

@@ -7,7 +7,10 @@
 
 mod actor;
 
-use crate::cluster::{Cluster, ClusterError, PodRef};
+use crate::{
+    cluster::{Cluster, ClusterError, PodRef},
+    images::Images,
+};
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Pod;
 use podbay::{SessionId, v1::AgentLevel};
@@ -27,16 +30,13 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Commands under way to a link.
 const COMMANDS: usize = 256;
-
-/// More images are not remembered; forgetting costs one failed exec per image.
-const MOST_IMAGES: usize = 1024;
 
 /// Where an agent is.
 #[derive(Debug, Clone)]
@@ -47,7 +47,7 @@ pub struct Place {
     pub container: String,
     /// The agent's path in it.
     pub agent: String,
-    /// What the container runs; the key for what is known of an image.
+    /// What the container runs, by its status; the key for what is known of an image.
     pub image: String,
 }
 
@@ -81,6 +81,22 @@ pub enum News {
     Other(Found, String),
     /// The pod or its container is gone, as this shows.
     Gone(Box<Result<Pod, ClusterError>>),
+}
+
+/// Whether a pod is reached over its link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It is, or nothing is known against it yet.
+    Up,
+    /// Not since then; it is tried again and again.
+    Down {
+        /// When the link broke, or could not be made first.
+        since: Instant,
+        /// The API itself does not answer.
+        api: bool,
+        /// The last failure, in a line.
+        why: String,
+    },
 }
 
 /// What a program wants of its link.
@@ -163,7 +179,7 @@ pub struct Links {
 struct Shared {
     cluster: Arc<dyn Cluster>,
     pods: Mutex<HashMap<String, Entry>>,
-    images: Mutex<HashMap<String, Found>>,
+    images: Images<Found>,
     next: AtomicU64,
 }
 
@@ -172,6 +188,7 @@ struct Entry {
     id: u64,
     commands: mpsc::Sender<Command>,
     left: mpsc::UnboundedSender<u64>,
+    health: watch::Receiver<Health>,
 }
 
 /// The link is gone; the next one to the pod is another.
@@ -182,13 +199,18 @@ impl Links {
     /// Links over this cluster.
     pub fn new(cluster: Arc<dyn Cluster>) -> Self {
         let stop = CancellationToken::new();
-        let shared = Shared { cluster, pods: Mutex::default(), images: Mutex::default(), next: AtomicU64::new(0) };
+        let shared = Shared { cluster, pods: Mutex::default(), images: Images::default(), next: AtomicU64::new(0) };
         Self { shared: Arc::new(shared), _stop: Arc::new(stop.clone().drop_guard()), stop }
     }
 
-    /// What is known of an image. An empty name is nobody's.
+    /// What is known of an image, by its id, or (for a while) by its name. An empty name is nobody's.
     pub fn found(&self, image: &str) -> Option<Found> {
-        self.shared.images.lock().unwrap_or_else(PoisonError::into_inner).get(image).copied()
+        self.shared.images.get(image)
+    }
+
+    /// The same image by another of its names.
+    pub(crate) fn learn(&self, image: &str, found: Found) {
+        self.shared.images.learn(image, found);
     }
 
     /// A program's end of the link to its pod; the link is made if there is none.
@@ -196,7 +218,8 @@ impl Links {
         let entry = self.entry(place);
         let token = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let (news, receiver) = mpsc::unbounded_channel();
-        LinkProgram { token, entry, sender: Some(news), news: receiver }
+        let health = entry.health.clone();
+        LinkProgram { token, entry, sender: Some(news), news: receiver, health }
     }
 
     fn entry(&self, place: &Place) -> Entry {
@@ -209,10 +232,11 @@ impl Links {
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let (left, leaving) = mpsc::unbounded_channel();
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let entry = Entry { id, commands, left };
+        let (tells, health) = watch::channel(Health::Up);
+        let entry = Entry { id, commands, left, health };
         pods.insert(key.clone(), entry.clone());
         drop(pods);
-        let actor = actor::Actor::new(Arc::clone(&self.shared), (key, id), place.clone(), receiver, leaving);
+        let actor = actor::Actor::new(Arc::clone(&self.shared), (key, id), place.clone(), (receiver, leaving, tells));
         let stop = self.stop.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -231,12 +255,7 @@ impl Links {
 
 impl Shared {
     fn learn(&self, image: &str, found: Found) {
-        let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        if images.len() >= MOST_IMAGES {
-            images.clear();
-        }
-        let known = if image.is_empty() { None } else { images.insert(image.to_owned(), found) };
-        drop(images);
+        let known = self.images.learn(image, found);
         if known != Some(found) {
             let level = match found {
                 Found::Podbay => "podbay-agent",
@@ -264,6 +283,8 @@ pub struct LinkProgram {
     sender: Option<mpsc::UnboundedSender<News>>,
     /// What the agent tells; bounded by the credit that was given and the requests that were made.
     pub news: mpsc::UnboundedReceiver<News>,
+    /// The link's.
+    pub health: watch::Receiver<Health>,
 }
 
 impl LinkProgram {

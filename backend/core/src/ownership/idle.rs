@@ -1,12 +1,25 @@
 //! Pods that outlive connections: which claims are dead, and which pods nobody has used for long. Pure.
 //!
-//! Time is this observer's own, from its first look that saw the pod idle. Unlike an owner's lease, a pod needs no
-//! unbroken watching: a claim between two looks leaves its stamp, and the deletion asks for the pod as it was read.
+//! Time is this observer's own, from its first look that saw the pod idle, or the pod's own annotation of its last use, by the wall
+//! clock, whichever is longer ago: so a restart of the backends does not begin it anew. Unlike an owner's lease, a pod
+//! needs no unbroken watching: a claim between two looks leaves its stamp, and the deletion asks for the pod as it was read.
+//! Before that its agent is asked for programs that run ([`super::reaper`]).
 
-use crate::persistent;
+use crate::{identity::kept_until, persistent};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use podbay::{ConnectionId, OwnerId};
 use std::{collections::BTreeMap, time::Duration};
+
+/// A pod whose agent did not answer so often in a row is deleted all the same.
+const MOST_UNANSWERED: u32 = 3;
+
+/// A pod is deleted only where this observer has itself seen it idle for this part of the time, at most [`LONGEST_LOOK`]: after an
+/// outage of all backends whoever comes back finds it.
+const LOOK: u32 = 10;
+
+/// See [`LOOK`].
+const LONGEST_LOOK: Duration = Duration::from_mins(5);
 
 /// What one observer has seen of pods that stay; keys are uids.
 #[derive(Debug, Default)]
@@ -15,6 +28,8 @@ pub(super) struct Idle {
     since: BTreeMap<String, (String, Duration)>,
     /// Since when the owner of a claim has had no lease.
     dead: BTreeMap<(String, ConnectionId), Duration>,
+    /// How often the agent of an idle pod was asked without an answer.
+    unanswered: BTreeMap<String, u32>,
 }
 
 /// What is to be done about one pod.
@@ -24,19 +39,27 @@ pub(super) struct Verdict {
     pub release: Vec<ConnectionId>,
     /// Nobody has used it for the whole time.
     pub delete: bool,
+    /// Its agent was asked often enough: without an answer it goes too. Never while a session may be kept in it.
+    pub patience_is_over: bool,
 }
 
 impl Idle {
-    /// A look at `now` (of one monotonic clock) found these pods; `is_live` tells the owners with a lease. A claim is dead when its
+    /// The agent of a pod gave no answer.
+    pub fn unanswered(&mut self, uid: String) {
+        *self.unanswered.entry(uid).or_default() += 1;
+    }
+
+    /// A look at `now` (of one monotonic clock, and the wall clock) found these pods; `is_live` tells the owners with a lease. A claim is dead when its
     /// owner was seen without one for `lease`; a pod is to be deleted when it was seen without a live claim for `idle`.
     pub fn look<'a>(
         &mut self,
         pods: &'a [Pod],
         is_live: impl Fn(&OwnerId) -> bool,
         (lease, idle): (Duration, Option<Duration>),
-        now: Duration,
+        (now, wall): (Duration, Timestamp),
     ) -> Vec<(&'a Pod, Verdict)> {
         let (since, dead) = (std::mem::take(&mut self.since), std::mem::take(&mut self.dead));
+        let unanswered = std::mem::take(&mut self.unanswered);
         let mut verdicts = Vec::new();
         for pod in pods {
             let Some(uid) = pod.metadata.uid.clone() else { continue };
@@ -65,11 +88,22 @@ impl Idle {
                     Some((seen, first)) if *seen == version => *first,
                     _ => now,
                 };
-                delete = idle.is_some_and(|idle| now > first && now.saturating_sub(first) >= idle);
-                self.since.insert(uid, (version, first));
+                let seen = now.saturating_sub(first);
+                let by_note = persistent::last_used(&pod.metadata)
+                    .and_then(|used| Duration::try_from(wall.duration_since(used)).ok())
+                    .unwrap_or_default();
+                let looked = |idle: Duration| seen >= (idle / LOOK).min(LONGEST_LOOK);
+                delete = idle.is_some_and(|idle| now > first && looked(idle) && seen.max(by_note) >= idle);
+                if let Some(times) = unanswered.get(&uid) {
+                    self.unanswered.insert(uid.clone(), *times);
+                }
+                self.since.insert(uid.clone(), (version, first));
             }
             if delete || !release.is_empty() {
-                verdicts.push((pod, Verdict { release, delete }));
+                let is_kept = kept_until(&pod.metadata).is_some_and(|until| until > wall);
+                let times = self.unanswered.get(&uid).copied().unwrap_or_default();
+                let patience_is_over = !is_kept && times >= MOST_UNANSWERED;
+                verdicts.push((pod, Verdict { release, delete, patience_is_over }));
             }
         }
         verdicts
@@ -81,7 +115,7 @@ mod tests {
     use super::*;
     use crate::{
         config::NameTemplate,
-        identity::{Identity, MANAGED_BY, PODBAY, User},
+        identity::{Identity, KEPT_UNTIL, LAST_USED, MANAGED_BY, PODBAY, User},
     };
     use std::collections::BTreeSet;
 
@@ -90,6 +124,11 @@ mod tests {
 
     fn seconds(n: u64) -> Duration {
         Duration::from_secs(n)
+    }
+
+    /// The wall clock runs with ours; in the past, so that what is stamped now counts for nothing.
+    fn at_wall(at: u64) -> Timestamp {
+        Timestamp::from_second(1_000_000 + i64::try_from(at).expect("fits")).expect("a time")
     }
 
     /// A pod of ours with one claim, and how it looks released.
@@ -119,7 +158,7 @@ mod tests {
         let live = BTreeSet::from([OwnerId::from_bytes([2; 16])]);
         let mut look = |pod: &Pod, at| {
             let pods = [pod.clone()];
-            let verdicts = idle.look(&pods, |owner| live.contains(owner), (LEASE, IDLE), seconds(at));
+            let verdicts = idle.look(&pods, |owner| live.contains(owner), (LEASE, IDLE), (seconds(at), at_wall(at)));
             verdicts.into_iter().map(|(_, verdict)| (verdict.release.len(), verdict.delete)).collect::<Vec<_>>()
         };
         assert_eq!(look(&claimed, 0), []);
@@ -140,7 +179,7 @@ mod tests {
         let mut idle = Idle::default();
         let mut look = |bound, at| {
             let pods = [claimed.clone()];
-            let verdicts = idle.look(&pods, |_| false, (LEASE, bound), seconds(at));
+            let verdicts = idle.look(&pods, |_| false, (LEASE, bound), (seconds(at), at_wall(at)));
             verdicts.into_iter().map(|(_, verdict)| (verdict.release.len(), verdict.delete)).collect::<Vec<_>>()
         };
         assert_eq!(look(IDLE, 0), []);
@@ -161,8 +200,53 @@ mod tests {
         foreign.metadata.labels = None;
         let bound = (LEASE, Some(Duration::ZERO));
         for at in [0, 100_000] {
-            assert_eq!(idle.look(&[going.clone(), foreign.clone()], |_| false, bound, seconds(at)), []);
+            assert_eq!(idle.look(&[going.clone(), foreign.clone()], |_| false, bound, (seconds(at), at_wall(at))), []);
         }
-        assert_eq!(idle.look(&[ours], |_| false, bound, seconds(100_000)), []);
+        assert_eq!(idle.look(&[ours], |_| false, bound, (seconds(100_000), at_wall(100_000))), []);
+    }
+
+    #[test]
+    fn a_restart_does_not_begin_the_time_anew() {
+        let (_, mut pod) = pods(2);
+        let bound = (LEASE, IDLE);
+        let used = |pod: &mut Pod, key: &str, at: u64| {
+            pod.metadata.annotations.as_mut().expect("notes").insert(key.to_owned(), at_wall(at).to_string());
+        };
+        used(&mut pod, LAST_USED, 0);
+        let look = |idle: &mut Idle, pod: &Pod, at| {
+            let pods = [pod.clone()];
+            !idle.look(&pods, |_| false, bound, (seconds(at), at_wall(at))).is_empty()
+        };
+        // An observer that has just begun gives whoever comes back a while.
+        let mut idle = Idle::default();
+        assert!(!look(&mut idle, &pod, 10_000) && !look(&mut idle, &pod, 10_059));
+        assert!(look(&mut idle, &pod, 10_060));
+        // One whose clock is behind goes by its own time.
+        let mut idle = Idle::default();
+        used(&mut pod, LAST_USED, 20_000);
+        assert!(!look(&mut idle, &pod, 10_000) && !look(&mut idle, &pod, 10_599));
+        assert!(look(&mut idle, &pod, 10_600));
+    }
+
+    #[test]
+    fn an_agent_that_gives_no_answer_does_not_keep_a_pod_for_ever() {
+        let (_, mut pod) = pods(2);
+        let mut idle = Idle::default();
+        let mut patience = Vec::new();
+        for at in [0, 600, 610, 620, 630] {
+            let pods = [pod.clone()];
+            let verdicts = idle.look(&pods, |_| false, (LEASE, IDLE), (seconds(at), at_wall(at)));
+            patience.extend(verdicts.iter().map(|(_, verdict)| verdict.patience_is_over));
+            idle.unanswered("uid".into());
+        }
+        assert_eq!(patience, [false, false, true, true], "the first look counts for none");
+        // What was promised holds.
+        let notes = pod.metadata.annotations.get_or_insert_default();
+        notes.insert(KEPT_UNTIL.to_owned(), at_wall(641).to_string());
+        for (at, expected) in [(640, false), (641, true)] {
+            let pods = [pod.clone()];
+            let verdicts = idle.look(&pods, |_| false, (LEASE, IDLE), (seconds(at), at_wall(at)));
+            assert_eq!(verdicts.first().map(|(_, verdict)| verdict.patience_is_over), Some(expected));
+        }
     }
 }

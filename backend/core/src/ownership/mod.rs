@@ -4,6 +4,7 @@
 //! of life, and time is what one reaper has itself watched. The one exception is a pod that Detach keeps: until the time in its
 //! annotation, by the wall clock, no owner's end is its end (docs/design/0008-detach.md).
 
+mod agents;
 mod idle;
 mod lease;
 mod mark;
@@ -11,6 +12,7 @@ mod observe;
 mod reaper;
 mod sweep;
 
+pub use agents::Agents;
 pub use lease::{EXPIRED, Leases, lease_name};
 pub use mark::Closing;
 pub use observe::{Item, Observations};

@@ -1,6 +1,7 @@
 //! The reaper: finds owners that are dead, and deletes what they left. Any number of replicas may run one.
 
 use super::{
+    agents::{Agents, Programs},
     idle::Idle,
     lease::{EXPIRED, Leases, holder},
     observe::{Item, Observations},
@@ -8,11 +9,12 @@ use super::{
 use crate::{
     cluster::{ClusterError, PodRef},
     config::Namespaces,
-    identity::{self, Marks, OWNER},
+    identity::{self, KEPT_UNTIL, Marks, OWNER, kept_until},
     lifecycle::{Lifecycle, reference},
     persistent,
 };
 use futures::{StreamExt as _, stream};
+use jiff::Timestamp;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
 use podbay::OwnerId;
 use std::{
@@ -32,6 +34,9 @@ const AT_ONCE: usize = 16;
 
 /// A taken lease without pods is kept so many durations, so that its owner, should it come back, learns its fate.
 const KEEP: u32 = 10;
+
+/// So many lease durations apart, kept pods are asked for what they keep.
+const ASK_KEPT: u32 = 4;
 
 /// The sign of life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,19 +69,32 @@ pub struct Reaper {
     owners: Observations<OwnerId, Sign>,
     taken: Observations<String, String>,
     slots: Arc<Semaphore>,
-    deleting: JoinSet<String>,
+    deleting: JoinSet<(String, Done)>,
     deleted: watch::Sender<u64>,
     busy: HashSet<String>,
     /// Pods that outlive connections.
     idle: Idle,
     idle_timeout: Option<Duration>,
     scope: Option<watch::Receiver<Scope>>,
+    agents: Option<Agents>,
+    /// When kept pods were last asked, by uid.
+    asked: BTreeMap<String, Duration>,
+}
+
+/// What came of a deletion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    Whatever,
+    /// The pod's agent did not say whether programs run.
+    Unanswered,
 }
 
 /// What a look found.
 struct Found {
     leases: Vec<Lease>,
     pods: Vec<(Marks, PodRef)>,
+    /// Those that are kept for sessions that were detached: nobody's, until their time is over.
+    kept: Vec<Pod>,
     /// Those that outlive connections.
     staying: Vec<Pod>,
     started: Duration,
@@ -103,6 +121,8 @@ impl Reaper {
             idle: Idle::default(),
             idle_timeout: None,
             scope: None,
+            agents: None,
+            asked: BTreeMap::new(),
         }
     }
 
@@ -134,6 +154,12 @@ impl Reaper {
         (self.lifecycle, self.namespaces, self.idle_timeout) = (lifecycle, namespaces, idle_timeout);
     }
 
+    /// Asks these before it deletes a pod that nobody claims.
+    #[must_use]
+    pub fn asking(self, agents: Option<Agents>) -> Self {
+        Self { agents, ..self }
+    }
+
     /// How many pods it has deleted; for metrics.
     pub fn deleted(&self) -> watch::Receiver<u64> {
         self.deleted.subscribe()
@@ -160,8 +186,11 @@ impl Reaper {
     pub async fn round(&mut self) {
         self.rescope();
         while let Some(done) = self.deleting.try_join_next() {
-            if let Ok(uid) = done {
+            if let Ok((uid, done)) = done {
                 self.busy.remove(&uid);
+                if done == Done::Unanswered {
+                    self.idle.unanswered(uid);
+                }
             }
         }
         match self.look().await {
@@ -184,13 +213,14 @@ impl Reaper {
             all.extend(cluster.list_pods(namespace, &identity::all()).await?);
         }
         let (staying, pods): (Vec<_>, Vec<_>) = all.into_iter().partition(|pod| persistent::is_ours(&pod.metadata));
-        // Kept pods are nobody's: their time, and then their owner's lease, ends them.
-        let pods = pods.iter().filter_map(mine).filter(|(marks, _)| !marks.is_kept()).collect();
-        Ok(Found { leases, pods, staying, started, ended: self.born.elapsed() })
+        let is_kept = |pod: &Pod| Marks::read(&pod.metadata).is_some_and(|marks| marks.is_kept());
+        let (kept, pods): (Vec<_>, Vec<_>) = pods.into_iter().partition(is_kept);
+        let pods = pods.iter().filter_map(mine).collect();
+        Ok(Found { leases, pods, kept, staying, started, ended: self.born.elapsed() })
     }
 
     async fn judge(&mut self, found: Found) {
-        let Found { leases, pods, staying, started, ended } = found;
+        let Found { leases, pods, kept, staying, started, ended } = found;
         let by_owner: BTreeMap<OwnerId, Lease> =
             leases.iter().filter_map(|lease| Some((owner_of(lease)?, lease.clone()))).collect();
         let duration = self.leases.ownership().lease_duration;
@@ -248,60 +278,117 @@ impl Reaper {
             by_owner.get(owner).is_some_and(|lease| holder(lease) != EXPIRED) && !taken.contains(owner)
         };
         self.look_after(&staying, is_live, ended).await;
+        self.look_into(kept, ended);
         self.forget(&leases, &still, started, ended).await;
     }
 
-    /// Takes dead claims off pods that outlive connections, and deletes those that nobody has used for long.
+    /// Takes dead claims off pods that outlive connections, and lets go of those that nobody has used for long.
     async fn look_after(&mut self, pods: &[Pod], is_live: impl Fn(&OwnerId) -> bool, now: Duration) {
         let bounds = (self.leases.ownership().lease_duration, self.idle_timeout);
-        let verdicts = self.idle.look(pods, is_live, bounds, now);
-        let verdicts: Vec<_> = verdicts.into_iter().map(|(pod, verdict)| (pod.clone(), verdict)).collect();
+        let verdicts = self.idle.look(pods, is_live, bounds, (now, Timestamp::now()));
+        let (going, staying): (Vec<_>, Vec<_>) = verdicts.into_iter().partition(|(_, verdict)| verdict.delete);
+        let going: Vec<_> = going.into_iter().map(|(pod, verdict)| (pod.clone(), verdict.patience_is_over)).collect();
+        let staying: Vec<_> =
+            staying.into_iter().filter_map(|(pod, verdict)| Some((reference(pod)?, verdict.release))).collect();
         let cluster = self.lifecycle.cluster();
-        let going: Vec<PodRef> = stream::iter(verdicts)
-            .map(|(pod, verdict)| async move {
-                let reference = reference(&pod)?;
-                if verdict.delete {
-                    // As it was read: whoever claims it in this moment changes it, and wins.
-                    match cluster.delete_pod_unchanged(&pod).await {
-                        Ok(()) => {
-                            tracing::info!(pod = reference.name, "nobody used a pod for long; deleting it");
-                            return Some(reference);
-                        }
-                        Err(error) => tracing::info!(pod = reference.name, %error, "an idle pod is not deleted yet"),
-                    }
-                } else if let Err(error) =
-                    cluster.patch_pod(&reference, persistent::release_patch(verdict.release)).await
-                {
-                    tracing::warn!(pod = reference.name, %error, "dead claims are not taken off yet");
+        stream::iter(staying)
+            .for_each_concurrent(AT_ONCE, |(pod, claims)| async move {
+                if let Err(error) = cluster.patch_pod(&pod, persistent::release_patch(claims)).await {
+                    tracing::warn!(pod = pod.name, %error, "dead claims are not taken off yet");
                 }
-                None
             })
-            .buffer_unordered(AT_ONCE)
-            .filter_map(|going| async move { going })
-            .collect()
             .await;
-        for pod in going {
-            self.delete(pod);
+        for (pod, patience_is_over) in going {
+            self.let_go(pod, patience_is_over);
         }
+    }
+
+    /// Asks kept pods now and then whether there is anything left to keep, and ends their time where there is not: then they are their
+    /// owner's again.
+    fn look_into(&mut self, kept: Vec<Pod>, now: Duration) {
+        let Some(agents) = self.agents.clone() else { return };
+        let every = self.leases.ownership().lease_duration * ASK_KEPT;
+        let asked = std::mem::take(&mut self.asked);
+        for pod in kept {
+            let Some(reference) = reference(&pod) else { continue };
+            let Some(uid) = reference.uid.clone() else { continue };
+            let last = asked.get(&uid).copied().unwrap_or(now);
+            let due = now.saturating_sub(last) >= every;
+            self.asked.insert(uid, if due { now } else { last });
+            if !due || pod.metadata.deletion_timestamp.is_some() {
+                continue;
+            }
+            let Some(uid) = self.begins(&reference) else { continue };
+            let (lifecycle, agents, slots) = (self.lifecycle.clone(), agents.clone(), Arc::clone(&self.slots));
+            self.deleting.spawn(async move {
+                let _slot = slots.acquire_owned().await;
+                if agents.programs(&pod, &reference, lifecycle.timeouts().http).await == Programs::None {
+                    // As it was read: whoever detaches a session in this moment marks it anew, and wins.
+                    let version = pod.metadata.resource_version.as_deref().unwrap_or_default();
+                    let over = Timestamp::now().to_string();
+                    match lifecycle.cluster().annotate_pod(&reference, version, KEPT_UNTIL, &over).await {
+                        Ok(()) => tracing::info!(pod = reference.name, "nothing is kept in a pod any more"),
+                        Err(error) => tracing::debug!(pod = reference.name, %error, "a pod's mark stays for now"),
+                    }
+                }
+                (uid, Done::Whatever)
+            });
+        }
+    }
+
+    /// Deletes a pod that nobody has used for long, in the background, unless its agent says that programs run.
+    fn let_go(&mut self, pod: Pod, patience_is_over: bool) {
+        let Some(reference) = reference(&pod) else { return };
+        let Some(uid) = self.begins(&reference) else { return };
+        let (lifecycle, agents) = (self.lifecycle.clone(), self.agents.clone());
+        let (slots, deleted) = (Arc::clone(&self.slots), self.deleted.clone());
+        self.deleting.spawn(async move {
+            let _slot = slots.acquire_owned().await;
+            let bound = lifecycle.timeouts().http;
+            let programs = match &agents {
+                Some(agents) => agents.programs(&pod, &reference, bound).await,
+                // Without agent nothing is kept; where it was turned off since, its time is waited for.
+                None if kept_until(&pod.metadata).is_some_and(|until| until > Timestamp::now()) => Programs::Unknown,
+                None => Programs::None,
+            };
+            let cluster = lifecycle.cluster();
+            match programs {
+                Programs::Run => {
+                    // In use; its time begins anew, for every replica.
+                    if let Err(error) = cluster.patch_pod(&reference, persistent::used_patch()).await {
+                        tracing::info!(pod = reference.name, %error, "a pod with programs is not marked as used yet");
+                    }
+                    return (uid, Done::Whatever);
+                }
+                Programs::Unknown if !patience_is_over => return (uid, Done::Unanswered),
+                Programs::Unknown | Programs::Over | Programs::None => {}
+            }
+            // As it was read: whoever claims it in this moment changes it, and wins.
+            match cluster.delete_pod_unchanged(&pod).await {
+                Ok(()) => {
+                    tracing::info!(pod = reference.name, "nobody used a pod for long; deleting it");
+                    stop(&lifecycle, &reference, &deleted).await;
+                }
+                Err(error) => tracing::info!(pod = reference.name, %error, "an idle pod is not deleted yet"),
+            }
+            (uid, Done::Whatever)
+        });
+    }
+
+    /// The pod's uid, unless something is under way with it.
+    fn begins(&mut self, pod: &PodRef) -> Option<String> {
+        let uid = pod.uid.clone()?;
+        self.busy.insert(uid.clone()).then_some(uid)
     }
 
     /// Deletes a pod in the background.
     fn delete(&mut self, pod: PodRef) {
-        let Some(uid) = pod.uid.clone() else { return };
-        if !self.busy.insert(uid.clone()) {
-            return;
-        }
+        let Some(uid) = self.begins(&pod) else { return };
         let (lifecycle, slots, deleted) = (self.lifecycle.clone(), self.slots.clone(), self.deleted.clone());
         self.deleting.spawn(async move {
             let _slot = slots.acquire_owned().await;
-            match lifecycle.stop(&pod).await {
-                Ok(()) => {
-                    deleted.send_modify(|n| *n += 1);
-                    tracing::info!(target: "podbay::activity", pod = pod.name, "pod deleted");
-                }
-                Err(refusal) => tracing::warn!(pod = pod.name, reason = %refusal.message, "pod not deleted yet"),
-            }
-            uid
+            stop(&lifecycle, &pod, &deleted).await;
+            (uid, Done::Whatever)
         });
     }
 
@@ -325,6 +412,16 @@ impl Reaper {
                 }
             })
             .await;
+    }
+}
+
+async fn stop(lifecycle: &Lifecycle, pod: &PodRef, deleted: &watch::Sender<u64>) {
+    match lifecycle.stop(pod).await {
+        Ok(()) => {
+            deleted.send_modify(|n| *n += 1);
+            tracing::info!(target: "podbay::activity", pod = pod.name, "pod deleted");
+        }
+        Err(refusal) => tracing::warn!(pod = pod.name, reason = %refusal.message, "pod not deleted yet"),
     }
 }
 

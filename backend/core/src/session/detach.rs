@@ -11,9 +11,10 @@ use crate::{
     cluster::{ClusterError, PodRef},
     failure::short,
     handle::Contents,
-    identity::{KEPT_UNTIL, Marks},
+    identity::{KEPT_UNTIL, Marks, kept_until},
     lifecycle::Backoff,
     link::{Found, LinkEnded, News, Place},
+    persistent,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -64,25 +65,33 @@ impl Sessions {
         match timeout_at(deadline, link.list(Some(session))).await {
             Ok(Ok(found)) if found.iter().any(|one| one.session.as_ref() == session.as_bytes()) => Ok(()),
             Ok(Ok(_)) => Err(super::records::unknown()),
-            Ok(Err(LinkEnded)) | Err(_) => Err(self.why_unreachable(&place.pod).await),
+            Ok(Err(LinkEnded)) | Err(_) => Err(self.why_unreachable(place).await),
         }
     }
 
-    async fn why_unreachable(&self, pod: &PodRef) -> Refusal {
-        match self.lifecycle.cluster().get_pod(pod).await {
+    /// Of a place whose agent gave no answer: by now it may be known that it is not podbay-agent.
+    pub(super) async fn why_unreachable(&self, place: &Place) -> Refusal {
+        if let Some(found @ (Found::Containerssh | Found::Nothing)) = self.links.found(&place.image) {
+            return without(found);
+        }
+        match self.lifecycle.cluster().get_pod(&place.pod).await {
             Err(ClusterError::NotFound { .. }) => Refusal::new(Reason::PodGone, "the session's pod is gone"),
             Ok(_) | Err(_) => unreachable(),
         }
     }
 
     /// Marks the pod as kept, never for less than another Detach has.
-    async fn mark_kept(&self, pod: &PodRef, keep: Duration, deadline: Instant) -> Result<(), Refusal> {
+    pub(super) async fn mark_kept(&self, pod: &PodRef, keep: Duration, deadline: Instant) -> Result<(), Refusal> {
         let cluster = self.lifecycle.cluster();
         let mut backoff = Backoff::default();
         loop {
             let error = match cluster.get_pod(pod).await {
                 Ok(found) if found.metadata.deletion_timestamp.is_some() => {
                     return Err(Refusal::new(Reason::PodGone, "the session's pod is being deleted"));
+                }
+                // Nobody of ours deletes it, so that nothing has to be kept from it.
+                Ok(found) if Marks::read(&found.metadata).is_none() && !persistent::is_ours(&found.metadata) => {
+                    return Ok(());
                 }
                 Ok(found) => {
                     let Some(until) = later(&found, Timestamp::now(), keep) else { return Ok(()) };
@@ -178,7 +187,7 @@ pub(super) fn without(found: Found) -> Refusal {
 /// The mark that the pod should have; `None`: it has one that is as good.
 fn later(pod: &Pod, now: Timestamp, keep: Duration) -> Option<Timestamp> {
     let until = now.checked_add(keep).unwrap_or(Timestamp::MAX);
-    let has = Marks::read(&pod.metadata).and_then(|marks| marks.kept_until);
+    let has = kept_until(&pod.metadata);
     has.is_none_or(|has| has < until).then_some(until)
 }
 

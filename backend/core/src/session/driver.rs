@@ -4,7 +4,7 @@ use super::{
     Opening, Sessions,
     console::Signaller,
     durable::Client,
-    ending::{self, of_exec, of_gone, read_exit},
+    ending::{self, EXPLAINED, explained, of_broken, of_exec, of_pod, read_exit},
     leftover::Leftover,
     machine::Machine,
     places::Place,
@@ -263,7 +263,7 @@ impl Sessions {
                 }
                 Some(exit) if !attached => exit,
                 Some(_) => read_exit(cluster, &pod, &contents.console, contents.timeouts.pod_stop).await,
-                None => of_gone(&cluster.get_pod(&pod).await, &contents.console, &end),
+                None => of_broken(cluster, &pod, &contents.console, &end).await,
             }
         };
         let ending = async {
@@ -271,8 +271,20 @@ impl Sessions {
             if !ending::may_be_the_pods(&exit) {
                 return exit;
             }
-            let terminated = self.leases.terminated(contents.connection).await;
-            terminated.map_or(exit, |refusal| v1::Exit { end: Some(End::Lost(refusal)) })
+            if let Some(refusal) = self.leases.terminated(contents.connection).await {
+                return v1::Exit { end: Some(End::Lost(refusal)) };
+            }
+            let why = match (&exit.end, proof.proven()) {
+                // It tells why, or its own pod's status has been read.
+                (None | Some(End::Lost(_) | End::Signal(_)), _) => None,
+                _ if attached && !matches!(proof.proven(), Proven::Ended(_)) => None,
+                // The wrapper outlived its program: rather its own end than the pod's.
+                (Some(End::Code(_)), Proven::Ended(_)) => of_pod(&cluster.get_pod(&pod).await, &contents.console),
+                (Some(End::Code(_)), Proven::Bare | Proven::Missing) => {
+                    explained(cluster, &pod, &contents.console, EXPLAINED).await
+                }
+            };
+            why.unwrap_or(exit)
         };
         let mut exit = driver.attend(ending).await?;
         if let Some(End::Lost(refusal)) = &mut exit.end {

@@ -10,6 +10,12 @@ use podbay::v1::{Exit, ExitSignal, Reason, Refusal, exit::End};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
+/// How long an end that may be the pod's waits for the pod's status to say why: kubelets write it behind the containers' end.
+pub(super) const EXPLAINED: Duration = Duration::from_secs(3);
+
+/// The same for a program that ended while its container was being stopped: until that has ended, with all else in it.
+pub(super) const STOPPED: Duration = Duration::from_secs(10);
+
 pub(super) fn code(code: u8) -> Exit {
     Exit { end: Some(End::Code(code.into())) }
 }
@@ -37,14 +43,14 @@ pub(crate) fn is_missing(message: &str) -> bool {
 
 /// Whether a start that failed for this reason may have met the end of its pod by an operator.
 pub(super) fn may_be_terminated(reason: Reason) -> bool {
-    matches!(reason, Reason::PodGone | Reason::StreamLost)
+    matches!(reason, Reason::PodGone | Reason::StreamLost | Reason::ProgramLost)
 }
 
 /// Whether a program may have ended with its pod: its pod is gone, its stream broke, or it was told to end as kubelets end
 /// containers (by TERM, and then KILL). A program's own end of that kind costs one read more.
 pub(super) fn may_be_the_pods(exit: &Exit) -> bool {
     match &exit.end {
-        Some(End::Code(status)) => matches!(status, 137 | 143),
+        Some(End::Code(status)) => matches!(status, 129 | 137 | 143),
         Some(End::Signal(signal)) => matches!(signal.name.as_str(), "TERM" | "KILL" | "HUP"),
         None => false,
         Some(End::Lost(refusal)) => may_be_terminated(refusal.reason()),
@@ -72,15 +78,108 @@ pub(super) fn of_gone(pod: &Result<Pod, ClusterError>, console: &str, end: &Stre
         StreamEnd::Lost(why) => why.as_str(),
         StreamEnd::Success | StreamEnd::ExitCode(_) | StreamEnd::Failed { .. } => "",
     };
+    let ended = || pod.as_ref().ok().and_then(|pod| container_ended(pod, console));
+    of_pod(pod, console).or_else(ended).unwrap_or_else(|| stream_lost(why))
+}
+
+/// What ended a pod's programs from outside of them: its deletion, eviction and the like, or memory. `None` where the pod shows no such thing (yet).
+pub(super) fn of_pod(pod: &Result<Pod, ClusterError>, console: &str) -> Option<Exit> {
     match pod {
-        Err(ClusterError::NotFound { .. }) => lost(Reason::PodGone, "the pod is gone"),
-        Ok(pod) => match pod_gone(pod).or_else(|| killed(pod, console)) {
-            Some(exit) => exit,
-            None if pod.metadata.deletion_timestamp.is_some() => lost(Reason::PodGone, "the pod is being deleted"),
-            None => stream_lost(why),
-        },
-        Err(_) => stream_lost(why),
+        Err(ClusterError::NotFound { .. }) => Some(deleted(None)),
+        Err(_) => None,
+        Ok(pod) => pod_gone(pod)
+            .or_else(|| killed(pod, console))
+            .or_else(|| pod.metadata.deletion_timestamp.is_some().then(|| deleted(Some(pod)))),
     }
+}
+
+/// What ended a program that looks as if it had ended with its pod. Waits for `patience`, since the pod's status comes behind. `None`:
+/// nothing is known, or it was nothing of that kind.
+///
+/// Cancel safe.
+pub(super) async fn explained(cluster: &dyn Cluster, pod: &PodRef, console: &str, patience: Duration) -> Option<Exit> {
+    let look = async {
+        let mut backoff = Backoff::default();
+        loop {
+            match cluster.watch_pod(pod).await {
+                Ok(mut changes) => {
+                    while let Some(change) = changes.recv().await {
+                        match change {
+                            PodChange::Now(pod) => {
+                                let is_final = is_final(&pod);
+                                let found = of_pod(&Ok(*pod), console);
+                                if found.is_some() || is_final {
+                                    return found;
+                                }
+                            }
+                            PodChange::Gone(last) => {
+                                let told = last.as_ref().and_then(|pod| pod_gone(pod).or_else(|| killed(pod, console)));
+                                return Some(told.unwrap_or_else(|| deleted(last.as_deref())));
+                            }
+                            PodChange::Interrupted(_) => {}
+                        }
+                    }
+                }
+                Err(ClusterError::NotFound { .. }) => return Some(deleted(None)),
+                Err(_) => {}
+            }
+            sleep(backoff.next(None)).await;
+        }
+    };
+    timeout(patience, look).await.ok().flatten()
+}
+
+/// The end of a program whose stream broke, from what its pod looks like then or soon afterwards.
+///
+/// Cancel safe.
+pub(super) async fn of_broken(cluster: &dyn Cluster, pod: &PodRef, console: &str, end: &StreamEnd) -> Exit {
+    match explained(cluster, pod, console, EXPLAINED).await {
+        Some(exit) => exit,
+        None => of_gone(&cluster.get_pod(pod).await, console, end),
+    }
+}
+
+/// The words of an end that is not the program's own.
+pub(super) fn words(exit: Exit) -> Option<String> {
+    match exit.end {
+        Some(End::Lost(refusal)) => Some(refusal.message),
+        Some(End::Signal(signal)) => Some(signal.message),
+        Some(End::Code(_)) | None => None,
+    }
+}
+
+/// An end by a signal in a container that was stopped, nobody knows why.
+pub(super) fn stopped(exit: Exit) -> Exit {
+    match exit.end {
+        Some(End::Signal(signal)) if signal.message.is_empty() => {
+            let message = "the container was stopped".to_owned();
+            Exit { end: Some(End::Signal(ExitSignal { message, ..signal })) }
+        }
+        end => Exit { end },
+    }
+}
+
+fn is_final(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Of a pod that is gone or on its way, and who wanted it so, where the pod says that (a drained or lost node, a preemption).
+fn deleted(pod: Option<&Pod>) -> Exit {
+    let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_ref()).into_iter().flatten();
+    let why = conditions
+        .filter(|condition| condition.type_ == "DisruptionTarget" && condition.status == "True")
+        .find_map(|condition| condition.message.as_deref().or(condition.reason.as_deref()))
+        .map(|why| format!(": {}", short(why)));
+    lost(Reason::PodGone, format!("the pod was deleted{}", why.unwrap_or_default()))
+}
+
+/// A container that ended although nothing is known to have ended it from outside.
+fn container_ended(pod: &Pod, console: &str) -> Option<Exit> {
+    let end = terminated(pod, console)?;
+    let reason = short(end.reason.as_deref().unwrap_or("no reason is told"));
+    let text = format!("the pod's container ended, and its programs with it (exit code {}, {reason})", end.exit_code);
+    Some(lost(Reason::ProgramLost, text))
 }
 
 /// The end of a program whose supervisor was replaced by another: the container was restarted. What ended the container before is its
@@ -116,11 +215,12 @@ pub(super) fn of_container(pod: &Pod, console: &str) -> Option<Exit> {
         return Some(exit);
     }
     if let Some(end) = terminated(pod, console) {
-        return Some(of_terminated(end));
+        let exit = of_terminated(end);
+        let is_deleted = pod.metadata.deletion_timestamp.is_some() && may_be_the_pods(&exit);
+        // Memory has its own word.
+        return Some(if is_deleted && killed(pod, console).is_none() { deleted(Some(pod)) } else { exit });
     }
-    let phase = pod.status.as_ref()?.phase.as_deref()?;
-    matches!(phase, "Succeeded" | "Failed")
-        .then(|| lost(Reason::PodGone, "the pod ended without a status of its program"))
+    is_final(pod).then(|| lost(Reason::PodGone, "the pod ended without a status of its program"))
 }
 
 fn of_terminated(end: &ContainerStateTerminated) -> Exit {
@@ -187,16 +287,25 @@ pub(super) async fn read_exit(cluster: &dyn Cluster, pod: &PodRef, console: &str
         loop {
             if let Ok(mut changes) = cluster.watch_pod(pod).await {
                 while let Some(change) = changes.recv().await {
-                    let found = match change {
-                        PodChange::Now(pod) => of_container(&pod, console),
+                    match change {
+                        PodChange::Now(now) => match of_container(&now, console) {
+                            // Of an eviction the kubelet says so in the pod's last status only.
+                            Some(exit)
+                                if !is_final(&now)
+                                    && matches!(exit.end, Some(End::Code(_)))
+                                    && may_be_the_pods(&exit) =>
+                            {
+                                return explained(cluster, pod, console, EXPLAINED).await.unwrap_or(exit);
+                            }
+                            Some(exit) => return exit,
+                            None => {}
+                        },
                         PodChange::Gone(last) => {
-                            let gone = || lost(Reason::PodGone, "the pod is gone, and with it how the program ended");
+                            let gone =
+                                || lost(Reason::PodGone, "the pod was deleted, and with it how the program ended");
                             return last.and_then(|pod| of_container(&pod, console)).unwrap_or_else(gone);
                         }
-                        PodChange::Interrupted(_) => None,
-                    };
-                    if let Some(exit) = found {
-                        return exit;
+                        PodChange::Interrupted(_) => {}
                     }
                 }
             }
@@ -235,7 +344,7 @@ mod tests {
         assert_eq!(reason(of_gone(&timeout, "shell", &broken)), Reason::StreamLost);
         // Even where the container's status has a code: output may be missing.
         let ended = Ok(pod(script::ended("shell", "Completed", 0)));
-        assert_eq!(reason(of_gone(&ended, "shell", &broken)), Reason::StreamLost);
+        assert_eq!(reason(of_gone(&ended, "shell", &broken)), Reason::ProgramLost);
         let failed = |message: &str| StreamEnd::Failed { reason: "InternalError".into(), message: message.into() };
         let exit = of_exec(&failed("exec: \"x\": executable file not found in $PATH"));
         assert_eq!(exit.map(reason), Some(Reason::CommandNotStarted));
@@ -264,6 +373,41 @@ mod tests {
         ] {
             assert!(!is_missing(words), "{words}");
         }
+    }
+
+    #[test]
+    fn what_ended_a_pod_is_told_in_its_words() {
+        let told = |pod: Pod| match of_pod(&Ok(pod), "shell").and_then(|exit| exit.end) {
+            Some(End::Lost(refusal)) => {
+                assert_eq!(refusal.reason(), Reason::PodGone);
+                refusal.message
+            }
+            Some(End::Signal(signal)) => signal.message,
+            other => format!("{other:?}"),
+        };
+        assert_eq!(told(pod(script::status("Running"))), "None");
+        let mut going = pod(script::status("Running"));
+        going.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH));
+        assert_eq!(told(going.clone()), "the pod was deleted");
+        let by =
+            |status| script::condition("DisruptionTarget", status, "EvictionByEvictionAPI", "Eviction API: evicting");
+        let drained = |status| {
+            let mut pod = going.clone();
+            pod.status.get_or_insert_default().conditions = Some(vec![by(status)]);
+            told(pod)
+        };
+        assert_eq!(drained(true), "the pod was deleted: Eviction API: evicting");
+        assert_eq!(drained(false), "the pod was deleted");
+        // A program that a kubelet ended on the way is the pod's end; its own code is its own, and memory is memory.
+        let ended = |reason, code| {
+            let mut pod = Pod { status: Some(script::ended("shell", reason, code)), ..going.clone() };
+            pod.status.get_or_insert_default().phase = Some("Running".into());
+            of_container(&pod, "shell").and_then(|exit| exit.end)
+        };
+        assert!(matches!(ended("Error", 137), Some(End::Lost(refusal)) if refusal.reason() == Reason::PodGone));
+        assert_eq!(ended("Error", 3), Some(End::Code(3)));
+        assert!(matches!(ended("OOMKilled", 137), Some(End::Signal(signal)) if signal.message.contains("memory")));
     }
 
     #[test]

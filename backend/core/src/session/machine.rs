@@ -3,11 +3,11 @@
 //! It checks what the client sends against its credit, keeps what can't be sent yet within bounds, and decides what goes
 //! next. Answers go before data, so that a client that grants no credit still gets them.
 
-use super::violation;
-use crate::{
-    cluster::Input,
-    policy::{Ask, Security},
+use super::{
+    rules::{self, Ids, MAX_CONTROL},
+    violation,
 };
+use crate::{cluster::Input, policy::Security};
 use bytes::Bytes;
 use podbay::{
     FRAME, MAX_CREDIT,
@@ -23,19 +23,15 @@ const NO_AGENT: &str = "a signal can't be delivered: no agent runs in this pod (
 const HOLD: usize = 256 * 1024;
 /// The same before Started, where stderr may overtake the wrapper's mark on stdout.
 const HOLD_EARLY: usize = 1024 * 1024;
-/// Answers and the like that wait to be sent; beyond it the client is not read until it has read.
-const MAX_CONTROL: usize = 256;
 /// Signals that wait for the one before.
 const MAX_SIGNALS: usize = 64;
-/// The largest Data frame that the contract allows.
-const MAX_DATA: usize = 64 * 1024;
 
 /// The flow of one session.
 #[derive(Debug)]
 pub struct Machine {
     phase: Phase,
     tty: bool,
-    last_id: u64,
+    ids: Ids,
     stdin: Incoming,
     stdin_queue: VecDeque<Bytes>,
     stdin_end: StdinEnd,
@@ -128,7 +124,7 @@ impl Machine {
         Self {
             phase: Phase::Starting,
             tty,
-            last_id: 0,
+            ids: Ids::default(),
             stdin: Incoming::new(0, MAX_CREDIT),
             stdin_queue: VecDeque::new(),
             stdin_end: StdinEnd::Open,
@@ -161,8 +157,7 @@ impl Machine {
     /// # Errors
     /// `PROTOCOL_VIOLATION`: the stream ends.
     pub fn receive(&mut self, frame: v1::RunSessionRequest) -> Result<(), Refusal> {
-        match frame.frame.ok_or_else(|| violation("a frame is empty or of a kind that is not known here"))? {
-            FromClient::Open(_) => Err(violation("Open must be the first frame and only that")),
+        match rules::frame(frame)? {
             FromClient::Data(data) => self.data(data),
             FromClient::Credit(credit) => self.credit(&credit),
             FromClient::Ack(ack) => {
@@ -170,31 +165,23 @@ impl Machine {
                 out.flow.ack(ack.offset).map_err(|error| violation(&error.to_string()))
             }
             FromClient::Eof(eof) => {
-                self.new_id(eof.id)?;
-                if eof.stream() != Stream::Stdin {
-                    return Err(violation("a client can end stdin only"));
-                }
+                self.ids.take(eof.id)?;
+                rules::eof(&eof)?;
                 self.stdin.end(eof.offset).map_err(|error| violation(&error.to_string()))?;
                 self.end_stdin();
                 Ok(())
             }
             FromClient::Signal(signal) => {
-                self.new_id(signal.id)?;
-                if signal.name.len() > 32 {
-                    return Err(violation("a signal's name has at most 32 bytes"));
-                }
-                match self.policy.admits(Ask::Signal(&signal.name)) {
-                    Ok(()) => self.signal(signal),
-                    Err(denied) => {
-                        tracing::info!(code = denied.code(), name = signal.name, "refused by policy");
-                        self.answer(signal.id, Some(denied.refusal()));
-                    }
+                self.ids.take(signal.id)?;
+                match rules::signal(&signal, &self.policy)? {
+                    None => self.signal(signal),
+                    denied => self.answer(signal.id, denied),
                 }
                 Ok(())
             }
             FromClient::Resize(resize) => self.resize(&resize),
-            // Its driver's to act on.
-            FromClient::Hangup(v1::Hangup {}) => Ok(()),
+            // Its driver's to act on; and what the rules do not let through.
+            FromClient::Hangup(v1::Hangup {}) | FromClient::Open(_) => Ok(()),
         }
     }
 
@@ -210,12 +197,7 @@ impl Machine {
     }
 
     fn data(&mut self, data: v1::Data) -> Result<(), Refusal> {
-        if data.stream() != Stream::Stdin {
-            return Err(violation("a client sends data of stdin only"));
-        }
-        if data.data.is_empty() || data.data.len() > MAX_DATA {
-            return Err(violation("a Data frame has 1 to 65536 bytes"));
-        }
+        rules::data(&data)?;
         if matches!(self.phase, Phase::Starting) {
             return Err(violation("data before Started: there is no credit yet"));
         }
@@ -232,8 +214,8 @@ impl Machine {
         let tty = self.tty;
         let stream = credit.stream();
         let out = self.out(stream)?;
-        if credit.limit > out.flow.offset().saturating_add(MAX_CREDIT) && !(tty && stream == Stream::Stderr) {
-            return Err(violation("a credit is at most 256 KiB beyond what was sent"));
+        if !(tty && stream == Stream::Stderr) {
+            rules::credit(credit.limit, out.flow.offset())?;
         }
         out.flow.credit(credit.limit);
         Ok(())
@@ -279,10 +261,10 @@ impl Machine {
     }
 
     fn resize(&mut self, resize: &v1::Resize) -> Result<(), Refusal> {
-        self.new_id(resize.id)?;
-        let size = size_of(resize.size.unwrap_or_default())?;
+        self.ids.take(resize.id)?;
+        let size = rules::size(resize.size.unwrap_or_default())?;
         if !self.tty {
-            self.answer(resize.id, Some(Refusal::new(Reason::InvalidRequest, "this program has no terminal")));
+            self.answer(resize.id, Some(rules::no_terminal()));
             return Ok(());
         }
         match self.phase {
@@ -295,19 +277,7 @@ impl Machine {
     }
 
     fn out(&mut self, stream: Stream) -> Result<&mut Out, Refusal> {
-        match stream {
-            Stream::Stdout => Ok(&mut self.stdout),
-            Stream::Stderr => Ok(&mut self.stderr),
-            Stream::Stdin | Stream::Unspecified => Err(violation("a client grants and acknowledges output only")),
-        }
-    }
-
-    fn new_id(&mut self, id: u64) -> Result<(), Refusal> {
-        if id <= self.last_id {
-            return Err(violation("the ids of Eof, Signal and Resize must grow, from 1"));
-        }
-        self.last_id = id;
-        Ok(())
+        rules::output(stream, &mut self.stdout, &mut self.stderr)
     }
 
     fn answer(&mut self, id: u64, refusal: Option<Refusal>) {
@@ -490,14 +460,6 @@ fn typed_end(behind: Option<u8>) -> Bytes {
         Some(0x16) => b"\x04\x04\x04",
         Some(_) => b"\x04\x04",
     })
-}
-
-/// A size in (columns, rows); `None` where one of them is not known.
-pub(super) fn size_of(size: v1::WindowSize) -> Result<Option<(u16, u16)>, Refusal> {
-    match (u16::try_from(size.columns), u16::try_from(size.rows)) {
-        (Ok(columns), Ok(rows)) => Ok((columns > 0 && rows > 0).then_some((columns, rows))),
-        _ => Err(violation("a terminal has at most 65535 columns and rows")),
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-use super::*;
+use super::{super::rules::MAX_DATA, *};
 use podbay::v1::{Credit, Data, Eof, Exit, Resize, Signal, WindowSize, exit::End};
 use proptest::prelude::*;
 
@@ -223,7 +223,7 @@ proptest! {
                 if stdin.peek().is_none() {
                     machine.receive(from(FromClient::Eof(Eof { stream: Stream::Stdin.into(), offset: stdin_sent, id: 1 }))).expect("valid");
                 }
-            } else if stdin_sent == 0 && stdin.peek().is_none() && machine.last_id == 0 {
+            } else if stdin_sent == 0 && stdin.peek().is_none() && machine.ids.is_new() {
                 machine.receive(from(FromClient::Eof(Eof { stream: Stream::Stdin.into(), offset: 0, id: 1 }))).expect("valid");
             }
             match machine.take_input() {

@@ -16,8 +16,8 @@ mod program;
 mod proof;
 mod reach;
 mod records;
+mod rules;
 mod run;
-mod shells;
 mod start;
 
 pub use driver::{Report, ToClient};
@@ -25,19 +25,18 @@ pub(crate) use ending::{is_missing, is_over};
 pub use machine::{Credits, Machine};
 pub use open::{Opening, first_frame};
 pub use run::Stopping;
-pub(crate) use start::image_of;
 
-use crate::{lifecycle::Lifecycle, link::Links, ownership::Leases};
+use crate::{images::Images, lifecycle::Lifecycle, link::Links, ownership::Leases};
 use places::Places;
 use podbay::v1::{Reason, Refusal};
-use shells::Shells;
 
 /// Starts programs and carries their bytes. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Sessions {
     lifecycle: Lifecycle,
     leases: Leases,
-    shells: Shells,
+    /// Images that were seen to have no shell.
+    bare: Images<()>,
     links: Links,
     places: Places,
 }
@@ -46,7 +45,7 @@ impl Sessions {
     /// With pods by `lifecycle`; `leases` say whether a connection may still have new ones.
     pub fn new(lifecycle: Lifecycle, leases: Leases) -> Self {
         let links = Links::new(std::sync::Arc::clone(lifecycle.cluster()));
-        Self { lifecycle, leases, shells: Shells::default(), links, places: Places::default() }
+        Self { lifecycle, leases, bare: Images::default(), links, places: Places::default() }
     }
 
     /// The same, with pods by another lifecycle of the same cluster.

@@ -1,9 +1,9 @@
 //! The first frame of a session, checked: what runs, with what environment, on what terminal. Pure.
 
 use super::{
-    machine::{Credits, size_of},
+    machine::Credits,
     program::{argv, forced},
-    violation,
+    rules, violation,
 };
 use crate::{
     handle::Contents,
@@ -88,7 +88,7 @@ impl Opening {
                 if pty.modes.len() > MAX_MODES || pty.modes.iter().any(|mode| !(1..160).contains(&mode.opcode)) {
                     return Err(invalid("a terminal has at most 256 modes, with opcodes from 1 to 159"));
                 }
-                size_of(pty.size.unwrap_or_default()).map_err(|refusal| invalid(&refusal.message))?
+                rules::size(pty.size.unwrap_or_default()).map_err(|refusal| invalid(&refusal.message))?
             }
         };
         Ok(Self {

@@ -5,14 +5,13 @@ use super::{
     detach::without,
     durable::end,
     ending::{lost, of_gone},
-    start::image_of,
 };
 use crate::{
     cluster::{PodRef, StreamEnd},
     config::Mode,
     handle::{Contents, Target},
     identity::{self, Marks},
-    lifecycle::{Backoff, reference},
+    lifecycle::{Backoff, image_id, reference},
     link::{Found, LinkEnded, Place},
 };
 use podbay::{
@@ -47,7 +46,7 @@ impl Sessions {
                 Ok(())
             }
             Ok(Ok(false)) => Err(Refusal::new(Reason::InvalidRequest, "the program runs still: it has no exit yet")),
-            Ok(Err(LinkEnded)) | Err(_) => Err(unreachable()),
+            Ok(Err(LinkEnded)) | Err(_) => Err(self.why_unreachable(&place).await),
         }
     }
 
@@ -69,7 +68,7 @@ impl Sessions {
         let mut backoff = Backoff::default();
         loop {
             let listed = timeout(contents.timeouts.http, link.list(Some(session))).await;
-            let Ok(Ok(sessions)) = listed else { return self.gone(contents, &place.pod).await };
+            let Ok(Ok(sessions)) = listed else { return self.gone(contents, &place).await };
             let Some(found) = sessions.iter().find(|found| found.session.as_ref() == session.as_bytes()) else {
                 return Err(unknown());
             };
@@ -85,8 +84,11 @@ impl Sessions {
     }
 
     /// The pod can't be reached: it may be gone, and the session with it.
-    async fn gone(&self, contents: &Contents, pod: &PodRef) -> Result<Option<v1::Exit>, Refusal> {
-        let found = self.lifecycle.cluster().get_pod(pod).await;
+    async fn gone(&self, contents: &Contents, place: &Place) -> Result<Option<v1::Exit>, Refusal> {
+        if let Some(found @ (Found::Containerssh | Found::Nothing)) = self.links.found(&place.image) {
+            return Err(without(found));
+        }
+        let found = self.lifecycle.cluster().get_pod(&place.pod).await;
         let exit = of_gone(&found, &contents.console, &StreamEnd::Lost(String::new()));
         match &exit.end {
             Some(v1::exit::End::Lost(refusal)) if refusal.reason() == Reason::StreamLost => Err(unreachable()),
@@ -102,27 +104,27 @@ impl Sessions {
             (Target::Pod { .. }, None) => {
                 return Err(Refusal::new(Reason::Internal, "a connection without its pod"));
             }
-            (Target::Template(base), _) => {
-                let (pod, _) = self.own_pod_of(contents, session).await?.ok_or_else(unknown)?;
-                (pod, image_of(base, &contents.console))
+            (Target::Template(_), _) => {
+                let (pod, image, _) = self.own_pod_of(contents, session).await?.ok_or_else(unknown)?;
+                (pod, image)
             }
         };
         Ok(Place { pod, container: contents.console.clone(), agent, image })
     }
 
-    /// The pod of one session (mode `session`), where it is, and whether the session was detached.
+    /// The pod of one session (mode `session`), where it is, its image by its status, and whether the session was detached.
     pub(super) async fn own_pod_of(
         &self,
         contents: &Contents,
         session: SessionId,
-    ) -> Result<Option<(PodRef, bool)>, Refusal> {
+    ) -> Result<Option<(PodRef, String, bool)>, Refusal> {
         let Target::Template(base) = &contents.target else { return Ok(None) };
         let namespace = base.metadata.namespace.as_deref().unwrap_or_default();
         let deadline = Instant::now() + contents.timeouts.http;
         let pods = self.lifecycle.list(namespace, &identity::of_connection(contents.connection), deadline).await?;
         Ok(pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).find_map(|pod| {
             let marks = Marks::read(&pod.metadata).filter(|marks| marks.session == Some(session))?;
-            Some((reference(pod)?, marks.is_kept()))
+            Some((reference(pod)?, image_id(pod, &contents.console), marks.is_kept()))
         }))
     }
 }

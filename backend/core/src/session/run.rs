@@ -6,7 +6,7 @@ use super::{
     durable::{Begun, Client, Durable},
     ending::{lost, may_be_terminated},
     reach::Api,
-    start::{OwnPod, Prepared, image_of},
+    start::{Prepared, image_of},
 };
 use crate::{
     config::Mode,
@@ -105,21 +105,25 @@ impl Sessions {
         (agent, image): (&str, &str),
         (deadline, progress): (Instant, &mpsc::Sender<v1::Progress>),
     ) -> Result<Start, Refusal> {
-        let own_pod: Option<OwnPod> = match &contents.target {
+        let continues = opening.resume.is_some() || opening.take_over;
+        let own_pod: Option<Prepared> = match &contents.target {
             Target::Pod { .. } => {
-                if contents.stays {
+                if contents.stays && continues {
+                    // What runs was admitted, and what is kept needs no owner. An operator's word stands.
+                    if let Some(refusal) = self.leases.terminated(contents.connection).await {
+                        return Err(refusal);
+                    }
+                } else if contents.stays {
                     // The pod does not end with the connection: a closed one is told by its mark.
                     Api { sessions: self, deadline, progress }.admit(contents, caller).await?;
                 }
                 None
             }
             // It runs already, or is gone: no other pod is made for it, and what is kept needs no owner.
-            Target::Template(_) if opening.resume.is_some() || opening.take_over => {
-                match self.own_pod_of(contents, opening.session).await? {
-                    Some((pod, detached)) => Some(self.own(pod, detached)),
-                    None => return Ok(Start::Ended(no_pod())),
-                }
-            }
+            Target::Template(_) if continues => match self.own_pod_of(contents, opening.session).await? {
+                Some((pod, image, detached)) => Some(Prepared { own_pod: self.found(pod, detached), image }),
+                None => return Ok(Start::Ended(no_pod())),
+            },
             Target::Template(base) => {
                 let api = Api { sessions: self, deadline, progress };
                 api.admit(contents, caller).await?;
@@ -129,26 +133,37 @@ impl Sessions {
                 Some(Box::pin(self.waiting_pod(contents, opening, base, agent, (deadline, progress))).await?)
             }
         };
-        let pod = match &own_pod {
-            Some(own) => own.pod.clone(),
-            None => contents.pod().ok_or_else(|| Refusal::new(Reason::Internal, "a connection without its pod"))?,
+        let (pod, of_pod) = if let Some(Prepared { own_pod, image }) = &own_pod {
+            (own_pod.pod.clone(), image.clone())
+        } else {
+            let pod = contents.pod().ok_or_else(|| Refusal::new(Reason::Internal, "a connection without its pod"))?;
+            (pod, image.to_owned())
         };
-        let place = Place {
-            pod: pod.clone(),
-            container: contents.console.clone(),
-            agent: agent.to_owned(),
-            image: image.to_owned(),
-        };
+        let place =
+            Place { pod: pod.clone(), container: contents.console.clone(), agent: agent.to_owned(), image: of_pod };
+        if opening.take_over {
+            // Whose it was may close his connection now that the session is another's.
+            let until = deadline.min(Instant::now() + contents.timeouts.http);
+            if let Err(refusal) = self.mark_kept(&pod, self.leases.ownership().max_keep, until).await {
+                tracing::warn!(pod = pod.name, reason = %refusal.message, "a session that is taken over may end with its connection");
+            }
+        }
         let link = self.links.program(&place);
         match self.begin(contents, opening, pod.clone(), link, deadline).await? {
             Begun::Running(mut durable) => {
-                durable.own_pod = own_pod;
+                durable.own_pod = own_pod.map(|prepared| prepared.own_pod.ours());
                 Ok(Start::Running(durable))
             }
-            Begun::Ended(exit) => Ok(Start::Ended(exit)),
+            Begun::Ended(exit) => {
+                // Of a program that is gone nothing is left to keep.
+                drop(own_pod.map(|prepared| prepared.own_pod.ours()));
+                Ok(Start::Ended(exit))
+            }
             Begun::Other(Found::Containerssh, words) => {
                 tracing::info!(pod = pod.name, agent, words, "the agent is containerssh-agent");
-                Ok(Start::Without(own_pod.map(|own_pod| Prepared { own_pod, image: image.to_owned() })))
+                // Before there is a pod, its image is known by its name only.
+                self.links.learn(image, Found::Containerssh);
+                Ok(Start::Without(own_pod))
             }
             Begun::Other(Found::Nothing | Found::Podbay, words) => Err(agent_missing(agent, &words)),
         }

@@ -68,6 +68,7 @@ pub(super) struct Running {
 /// A pod of the program's own, in which something waits.
 pub(super) struct Prepared {
     pub own_pod: OwnPod,
+    /// What it runs, by its status.
     pub image: String,
 }
 
@@ -84,6 +85,12 @@ impl OwnPod {
     /// It stays; whoever owns its connection removes it.
     pub fn keep(mut self) {
         self.kept = true;
+    }
+
+    /// It goes with its session from now on.
+    pub fn ours(mut self) -> Self {
+        self.kept = false;
+        self
     }
 }
 
@@ -214,7 +221,7 @@ impl Sessions {
             tty: opening.tty,
             stdin: true,
         };
-        if !self.shells.is_bare(image) {
+        if self.bare.get(image).is_none() {
             let nonce = Nonce::new(rand::random());
             let argv = under_agent(contents, opening, Start::Wrapped);
             let wrapped = wrapper::for_exec(program(opening, &argv), &nonce).map_err(|error| unfit(&error))?;
@@ -225,7 +232,7 @@ impl Sessions {
                 }
                 Tried::NoShell => {
                     tracing::info!(pod = pod.name, image, "the image has no shell");
-                    self.shells.mark_bare(image);
+                    self.bare.learn(image, ());
                 }
             }
         }
@@ -247,7 +254,7 @@ impl Sessions {
         let api = Api { sessions: self, deadline, progress };
         let attach =
             StreamRequest { container: contents.console.clone(), command: None, tty: opening.tty, stdin: true };
-        if !opening.argv.is_empty() && !self.shells.is_bare(&image) {
+        if !opening.argv.is_empty() && self.bare.get(&image).is_none() {
             // Of the session's id, so that a second start of the session knows the first one's pod.
             let nonce = Nonce::new(*opening.session.as_bytes());
             let argv = under_agent(contents, opening, Start::Wrapped);
@@ -264,10 +271,10 @@ impl Sessions {
                                 .running(contents, opening, *marked, pod, Some(own), (Start::Wrapped, Some(&nonce)))
                                 .await;
                         }
-                        Tried::NoShell => self.shells.mark_bare(&image),
+                        Tried::NoShell => drop(self.bare.learn(&image, ())),
                     }
                 }
-                Err(refusal) if no_shell(&refusal) => self.shells.mark_bare(&image),
+                Err(refusal) if no_shell(&refusal) => drop(self.bare.learn(&image, ())),
                 Err(refusal) => return Err(refusal),
             }
             tracing::info!(image, "the image has no shell");
@@ -360,11 +367,13 @@ impl Sessions {
         base: &Pod,
         agent: &str,
         (deadline, progress): (Instant, &mpsc::Sender<v1::Progress>),
-    ) -> Result<OwnPod, Refusal> {
+    ) -> Result<Prepared, Refusal> {
         let waits = [agent, "wait-signal", "--signal", "INT", "--signal", "TERM"].map(str::to_owned).into();
         let pod = pod_of(contents, opening, base, Some(waits), &BTreeMap::new());
-        let started = self.start_pod(contents, pod, deadline, progress).await;
-        started.map_err(|refusal| or_agent_missing(refusal, Some(agent), &[agent.to_owned()]))
+        let request = StartRequest { pod, console: contents.console.clone(), kind: Kind::Program, deadline };
+        let started = self.lifecycle.start(request, progress).await;
+        let started = started.map_err(|refusal| or_agent_missing(refusal, Some(agent), &[agent.to_owned()]))?;
+        Ok(Prepared { own_pod: self.made(started.pod), image: started.image_id })
     }
 
     /// Whether the connection has few enough pods for one more, whichever replica made them. (Two that look at the same
@@ -394,9 +403,13 @@ impl Sessions {
         }
     }
 
-    /// A pod of a program's own that is there.
-    pub(super) fn own(&self, pod: PodRef, detached: bool) -> OwnPod {
-        OwnPod { lifecycle: self.lifecycle.clone(), pod, kept: false, detached }
+    /// The pod of a program that is to be continued: somebody else's until it is ([`OwnPod::ours`]).
+    pub(super) fn found(&self, pod: PodRef, detached: bool) -> OwnPod {
+        OwnPod { lifecycle: self.lifecycle.clone(), pod, kept: true, detached }
+    }
+
+    fn made(&self, pod: PodRef) -> OwnPod {
+        OwnPod { lifecycle: self.lifecycle.clone(), pod, kept: false, detached: false }
     }
 
     async fn start_pod(
@@ -408,7 +421,7 @@ impl Sessions {
     ) -> Result<OwnPod, Refusal> {
         let request = StartRequest { pod, console: contents.console.clone(), kind: Kind::Program, deadline };
         let started = self.lifecycle.start(request, progress).await?;
-        Ok(self.own(started.pod, false))
+        Ok(self.made(started.pod))
     }
 }
 
