@@ -33,7 +33,10 @@ fn main() -> ExitCode {
     if arguments.check {
         return ExitCode::SUCCESS;
     }
-    telemetry::init(&config.log);
+    if let Err(error) = telemetry::init(&config.log) {
+        eprintln!("podbay-backend: log: {error}");
+        return ExitCode::FAILURE;
+    }
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -41,7 +41,10 @@ async fn main() -> ExitCode {
         println!("{}: no mistakes", arguments.config.display());
         return ExitCode::SUCCESS;
     }
-    telemetry::init(&config.log);
+    if let Err(error) = telemetry::init(&config.log) {
+        eprintln!("podbay-frontend: log: {error}");
+        return ExitCode::FAILURE;
+    }
     match serve(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
