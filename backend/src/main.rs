@@ -1,8 +1,8 @@
 //! The backend as a process: reads its configuration, binds, runs.
 
 use clap::Parser;
-use podbay_backend::Config;
-use podbay_runtime::{config::Document, shutdown::Shutdown, telemetry};
+use podbay_backend::{Config, RunError};
+use podbay_runtime::{codes, config::Document, shutdown::Shutdown, telemetry};
 use std::{path::PathBuf, process::ExitCode};
 use tokio::net::TcpListener;
 
@@ -40,6 +40,11 @@ fn main() -> ExitCode {
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            let code = match error.downcast_ref() {
+                Some(RunError::Kubernetes(_)) => codes::KUBERNETES_CONFIG_ERROR,
+                Some(_) | None => codes::SERVICE_CRASHED,
+            };
+            tracing::error!(code, "the process ends: {error}");
             eprintln!("podbay-backend: {error}");
             ExitCode::FAILURE
         }
@@ -49,8 +54,13 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let shutdown = Shutdown::on_signals()?;
+    telemetry::reopen_on_hangup()?;
+    tracing::info!(code = codes::SERVICE_POOL_STARTING, "starting");
     let bind = |address| async move {
-        TcpListener::bind(address).await.map_err(|error| format!("can't listen on {address}: {error}"))
+        TcpListener::bind(address).await.map_err(|error| {
+            tracing::error!(code = codes::HTTP_LISTEN_FAILED, %address, %error, "can't listen");
+            format!("can't listen on {address}: {error}")
+        })
     };
     let listener = bind(config.grpc.listen).await?;
     let admin = match config.grpc.admin_listen {

@@ -5,7 +5,7 @@ use crate::{
     health::{tell_serving, watch_kubernetes},
     io::Peer,
     kubernetes::{ConnectError, KubeCluster},
-    metrics::{KubernetesMetrics, ServiceMetrics},
+    metrics::{Equivalents, KubernetesMetrics, ServiceMetrics},
     service::Service,
 };
 use futures::{Stream, StreamExt as _};
@@ -24,6 +24,7 @@ use podbay_backend_core::{
 };
 use podbay_runtime::{
     admin::{self, Readiness},
+    codes,
     shutdown::Shutdown,
     tls::{self, Followed, Refused, TlsError},
 };
@@ -88,10 +89,11 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
     let mut registry = Registry::default();
-    let metrics = KubernetesMetrics::new(&mut registry);
+    let containerssh = Equivalents::new(&mut registry, config.settings.kuberun.is_some());
+    let metrics = KubernetesMetrics::new(&mut registry, containerssh.clone());
     let http = config.settings.timeouts.http;
     let cluster = Arc::new(KubeCluster::new(&config.settings.connection, http, metrics).await?);
-    Box::pin(run_on(cluster, config, registry, listener, admin, shutdown)).await
+    Box::pin(run_on(cluster, config, (registry, containerssh), listener, admin, shutdown)).await
 }
 
 /// The same on a given cluster.
@@ -101,7 +103,7 @@ pub async fn run(
 pub async fn run_on(
     cluster: Arc<dyn Cluster>,
     config: Config,
-    mut registry: Registry,
+    (mut registry, containerssh): (Registry, Equivalents),
     listener: TcpListener,
     admin: Option<TcpListener>,
     shutdown: Shutdown,
@@ -117,7 +119,7 @@ pub async fn run_on(
     if let Some(kuberun) = settings.kuberun {
         kuberun.warn(None);
     }
-    let metrics = ServiceMetrics::new(&mut registry);
+    let metrics = ServiceMetrics::new(&mut registry, containerssh);
     let background = TaskTracker::new();
     let lifecycle = Lifecycle::new(Arc::clone(&cluster), settings.timeouts, background.clone());
     let leases = Leases::new(Arc::clone(&cluster), settings.ownership.clone());
@@ -129,7 +131,10 @@ pub async fn run_on(
     let sessions = Sessions::new(lifecycle.clone(), leases.clone());
     let connections = Connections::new(lifecycle.clone(), leases.clone(), Arc::new(settings), Arc::new(keys));
     let service = Service {
-        connections: connections.with_webhook(webhook).with_links(sessions.links().clone()),
+        connections: connections
+            .with_webhook(webhook)
+            .with_calls(metrics.config_calls().clone())
+            .with_links(sessions.links().clone()),
         sessions,
         callers: grpc.callers,
         metrics: metrics.clone(),
@@ -180,11 +185,11 @@ pub async fn run_on(
         .serve_with_incoming_shutdown(peers, goaway.clone().cancelled_owned());
     let mut server = std::pin::pin!(server);
     readiness.set(true);
-    tracing::info!("the backend serves");
+    tracing::info!(code = codes::SERVICE_POOL_RUNNING, "the backend serves");
 
     let drained = async {
         shutdown.soft.cancelled().await;
-        tracing::info!(sessions = service.streams.len(), "draining");
+        tracing::info!(code = codes::SERVICE_POOL_STOPPING, sessions = service.streams.len(), "draining");
         readiness.set(false);
         service.draining.store(true, Ordering::Release);
         tell_serving(&reporter, false).await;
@@ -219,7 +224,7 @@ pub async fn run_on(
     service.stopping.cut.cancel();
     stop.cancel();
     helpers.shutdown().await;
-    tracing::info!("the backend has ended");
+    tracing::info!(code = codes::SERVICE_POOL_STOPPED, "the backend has ended");
     result
 }
 

@@ -1,16 +1,23 @@
 //! `podbay-frontend --config FILE`: the SSH server as a process of its own.
 
 use clap::Parser;
-use podbay_frontend::{Config, Metrics, Parts, run};
+use podbay_frontend::{
+    Config, Metrics, Parts,
+    config::{MetricsConfig, ServerAt},
+    run,
+};
 use podbay_runtime::{
-    admin::{self, Readiness},
+    admin::{self, Door, Readiness},
+    codes,
     config::Document,
     shutdown::Shutdown,
     telemetry,
+    tls::RELOAD_INTERVAL,
 };
 use prometheus_client::registry::Registry;
-use std::{error::Error, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{error::Error, io, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
 
 /// The SSH frontend of Podbay.
 #[derive(Debug, Parser)]
@@ -48,6 +55,7 @@ async fn main() -> ExitCode {
     match serve(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            tracing::error!(code = codes::SERVICE_CRASHED, "the process ends: {error}");
             eprintln!("podbay-frontend: {error}");
             ExitCode::FAILURE
         }
@@ -56,7 +64,9 @@ async fn main() -> ExitCode {
 
 async fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     let shutdown = Shutdown::on_signals()?;
-    let listener = bind(config.ssh.listen).await?;
+    telemetry::reopen_on_hangup()?;
+    tracing::info!(code = codes::SERVICE_POOL_STARTING, "starting");
+    let listener = bind(codes::SSH_START_FAILED, config.ssh.listen).await?;
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let readiness = Readiness::default();
@@ -64,20 +74,48 @@ async fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     // They end with the process; until then the last words of a drain can be read.
     let mut served = JoinSet::new();
     if let Some(address) = config.frontend.admin {
-        served.spawn(admin::serve(bind(address).await?, Arc::clone(&registry), readiness.clone(), hard.clone()));
+        served.spawn(admin::serve(
+            bind(codes::HTTP_LISTEN_FAILED, address).await?,
+            Arc::clone(&registry),
+            readiness.clone(),
+            hard.clone(),
+        ));
     }
-    if let Some(metrics) = &config.operations.metrics {
-        let (listener, path) = (bind(metrics.listen).await?, metrics.path.clone());
-        let hard = hard.clone();
-        served.spawn(async move { admin::serve_metrics(listener, &path, registry, hard).await });
+    if let Some(MetricsConfig { server, path }) = config.operations.metrics.clone() {
+        let (door, hard) = (open(&mut served, &server, &metrics, &hard).await?, hard.clone());
+        tracing::info!(code = codes::METRICS_AVAILABLE, address = %server.listen, tls = server.tls.is_some(), "serving metrics");
+        served.spawn(async move { admin::serve_metrics(door, &path, registry, hard).await });
     }
-    if let Some(address) = config.operations.health {
-        served.spawn(admin::serve_health(bind(address).await?, readiness.clone(), hard));
+    if let Some(server) = &config.operations.health {
+        let door = open(&mut served, server, &metrics, &hard).await?;
+        tracing::info!(code = codes::HEALTH_AVAILABLE, address = %server.listen, tls = server.tls.is_some(), "serving health");
+        served.spawn(admin::serve_health(door, readiness.clone(), hard));
     }
     let parts = Parts { metrics: Some(metrics), readiness, shutdown, backend: None };
     Ok(run(config, listener, parts).await?)
 }
 
-async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|error| format!("can't listen on {address}: {error}"))
+/// Binds; changed certificate files are followed from now on.
+async fn open(
+    served: &mut JoinSet<io::Result<()>>,
+    at: &ServerAt,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> Result<Door, String> {
+    let listener = bind(codes::HTTP_LISTEN_FAILED, at.listen).await?;
+    if let Some(tls) = at.tls.clone() {
+        let (metrics, stop) = (metrics.clone(), stop.clone());
+        served.spawn(async move {
+            tls.follow(RELOAD_INTERVAL, stop, move |good| metrics.reloaded(good)).await;
+            Ok(())
+        });
+    }
+    Ok(Door::new(listener, at.tls.clone()))
+}
+
+async fn bind(code: &'static str, address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| {
+        tracing::error!(code, %address, %error, "can't listen");
+        format!("can't listen on {address}: {error}")
+    })
 }

@@ -49,7 +49,7 @@ codes! {
     METRICS_AVAILABLE, [Info], "frontend", "`metrics` is served";
     HEALTH_AVAILABLE, [Info], "frontend", "`health` is served";
     SSH_CONNECTED, [Debug], "frontend", "a TCP connection was accepted";
-    SSH_DISCONNECTED, [Debug, Info], "frontend", "a connection is gone; at info one that had logged in";
+    SSH_DISCONNECTED, [Debug], "frontend", "a connection is gone";
     SSH_HANDSHAKE_SUCCESSFUL, [Info], "frontend", "logged in, and the backend has opened the connection";
     SSH_HANDSHAKE_FAILED, [Info], "frontend", "a connection ended before that: a scanner, a login that failed or did not come in time, a backend that refused";
     SSH_AUTH_SUCCESSFUL, [Info], "frontend", "a login; the signature is proven by then";
@@ -123,9 +123,15 @@ pub const ABSENT: &[(&str, &str)] = &[
     ("CORE_CONFIG_CANNOT_WRITE_FILE", "the configuration is never written"),
     ("CORE_HEALTH_CHECK_*", "there is no `--healthcheck`"),
     ("HEALTH_REQUEST_FAILED", "there is no `--healthcheck`"),
-    ("SERVICE_STARTING", "parts have codes of their own: `SSH_AVAILABLE`, `METRICS_AVAILABLE`, `HEALTH_AVAILABLE`; `SERVICE_RUNNING`, `SERVICE_STOPPING` and `SERVICE_STOPPED` likewise"),
+    (
+        "SERVICE_STARTING",
+        "parts have codes of their own: `SSH_AVAILABLE`, `METRICS_AVAILABLE`, `HEALTH_AVAILABLE`; `SERVICE_RUNNING`, `SERVICE_STOPPING` and `SERVICE_STOPPED` likewise",
+    ),
     ("SSH_ALREADY_RUNNING", "can't happen; nor can `SSH_LISTEN_CLOSE_FAILED`, `SSH_SOCKET_REUSE_FAILED`"),
-    ("SSH_GLOBAL_REQUEST*", "only what is refused is told; `SSH_CHANNEL_REQUEST` and `SSH_CHANNEL_REQUEST_SUCCESSFUL` likewise"),
+    (
+        "SSH_GLOBAL_REQUEST*",
+        "only what is refused is told; `SSH_CHANNEL_REQUEST` and `SSH_CHANNEL_REQUEST_SUCCESSFUL` likewise",
+    ),
     ("SSH_UNSUPPORTED_CHANNEL_TYPE", "russh refuses it without telling; `SSH_UNSUPPORTED_GLOBAL_REQUEST` likewise"),
     ("SSH_DECODE_FAILED", "russh ends the connection: `SSH_DISCONNECTED` or `SSH_HANDSHAKE_FAILED` says why"),
     ("SSH_REPLY_SEND_FAILED", "the connection is gone: `SSH_DISCONNECTED`; `SSH_EXIT_CODE_FAILED` likewise"),
@@ -154,7 +160,10 @@ pub const ABSENT: &[(&str, &str)] = &[
     ("KUBERNETES_KUBERUN_REMOVED", "kuberun works"),
     ("KUBERNETES_PID_RECEIVED", "no PID is printed: the agent's link has it"),
     ("KUBERNETES_POD_REMOVE", "only its end is told"),
-    ("KUBERNETES_POD_SHUTTING_DOWN", "a refusal (docs/contract.md); `KUBERNETES_PROGRAM_*`, `KUBERNETES_SIGNAL_FAILED_*`, `KUBERNETES_SUBSYSTEM_NOT_SUPPORTED` too"),
+    (
+        "KUBERNETES_POD_SHUTTING_DOWN",
+        "a refusal (docs/contract.md); `KUBERNETES_PROGRAM_*`, `KUBERNETES_SIGNAL_FAILED_*`, `KUBERNETES_SUBSYSTEM_NOT_SUPPORTED` too",
+    ),
     ("KUBERNETES_USERNAME_TOO_LONG", "the label is shortened, the annotation has all of it"),
 ];
 

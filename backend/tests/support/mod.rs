@@ -5,7 +5,7 @@
 use futures::future::BoxFuture;
 use podbay_backend::{
     kubernetes::{ConnectError, KubeCluster},
-    metrics::KubernetesMetrics,
+    metrics::{Equivalents, KubernetesMetrics},
 };
 use podbay_backend_core::{
     cluster::{PodRef, StreamRequest},
@@ -86,7 +86,11 @@ pub async fn try_cluster(connection: &str) -> Result<KubeCluster, ConnectError> 
     let settings = config::Settings::read(&mut document.root());
     document.finish().expect("no mistakes");
     let settings = settings.expect("settings");
-    let metrics = KubernetesMetrics::new(&mut Registry::default());
+    let metrics = {
+        let mut registry = Registry::default();
+        let containerssh = Equivalents::new(&mut registry, false);
+        KubernetesMetrics::new(&mut registry, containerssh)
+    };
     KubeCluster::new(&settings.connection, settings.timeouts.http, metrics).await
 }
 

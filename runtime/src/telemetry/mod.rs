@@ -47,9 +47,8 @@ pub fn init(log: &Log) -> io::Result<()> {
     let given = EnvFilter::try_from_default_env().ok();
     // Whoever debugs by the environment wants to see what it names.
     let least = if given.is_some() { Severity::Debug } else { log.level.least() };
-    let filter = given
-        .or_else(|| EnvFilter::try_new(log.level.directives()).ok())
-        .unwrap_or_else(|| EnvFilter::new("info"));
+    let filter =
+        given.or_else(|| EnvFilter::try_new(log.level.directives()).ok()).unwrap_or_else(|| EnvFilter::new("info"));
     let lines = Lines::new(log.format, least, Arc::clone(&output));
     if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
         let _ = OUTPUT.set(output);

@@ -44,7 +44,10 @@ pub(super) struct Output {
 enum Open {
     /// Nothing to open.
     Standard,
-    File { file: File, looked: Instant },
+    File {
+        file: File,
+        looked: Instant,
+    },
     Syslog(Wire),
     /// Out of order since then.
     Broken(Instant),

@@ -86,7 +86,8 @@ fn containersshs_destinations_are_taken_or_refused_by_name() {
     let text = format!("log: {{destination: file, file: {file:?}, format: text}}");
     let read = log(&text).expect("good");
     assert_eq!((read.destination, read.format), (Destination::File(file), Format::Text));
-    let text = "log: {destination: syslog, syslog: {destination: 'localhost:514', facility: local7, tag: x, pid: true}}";
+    let text =
+        "log: {destination: syslog, syslog: {destination: 'localhost:514', facility: local7, tag: x, pid: true}}";
     let syslog = Syslog { destination: "localhost:514".into(), facility: 23, tag: "x".into(), pid: true };
     assert_eq!(log(text).expect("good").destination, Destination::Syslog(syslog));
     let Destination::Syslog(syslog) = log("log: {destination: syslog}").expect("good").destination else {
@@ -145,7 +146,8 @@ fn ljson_is_containersshs() {
         json!({"timestamp": "2026-02-03T04:05:06+01:00", "level": "warning", "code": "SSH_AUTH_FAILED",
             "message": "login failed: bob", "details": details})
     );
-    let bare: Json = serde_json::from_str(&Format::Ljson.line(&record("bob"), &at(), Frame::Bare, false)).expect("JSON");
+    let bare: Json =
+        serde_json::from_str(&Format::Ljson.line(&record("bob"), &at(), Frame::Bare, false)).expect("JSON");
     assert_eq!(bare, json!({"code": "SSH_AUTH_FAILED", "message": "login failed: bob", "details": details}));
     let nothing =
         Record { level: Grade::INFO, target: "h2".into(), message: "m".into(), code: None, fields: Vec::new() };
@@ -273,7 +275,8 @@ fn syslog_gets_frames_over_either_socket() {
     assert_eq!(String::from_utf8_lossy(&got[..n]), frame);
     // Gone: told once, and tried again later.
     drop(server);
-    let failed = |output: &Output| output.write(Severity::Err, &self::at(), |_, _| "x".into()).map_err(|(_, first)| first);
+    let failed =
+        |output: &Output| output.write(Severity::Err, &self::at(), |_, _| "x".into()).map_err(|(_, first)| first);
     assert_eq!((failed(&output), failed(&output)), (Err(true), Err(false)));
 
     let server = std::net::UdpSocket::bind("127.0.0.1:0").expect("binds");

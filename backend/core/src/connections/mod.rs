@@ -31,7 +31,10 @@ use podbay::{
     ConnectionId,
     v1::{self, Reason, Refusal},
 };
-use podbay_runtime::webhook::Entry;
+use podbay_runtime::{
+    codes,
+    webhook::{CallMetrics, Entry, Service},
+};
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
@@ -93,6 +96,8 @@ pub struct Connections {
     keys: Arc<KeyRing>,
     sweep: Arc<Sweep>,
     webhook: Option<ConfigWebhook>,
+    /// Of the webhook.
+    calls: CallMetrics,
     links: Links,
 }
 
@@ -101,13 +106,21 @@ impl Connections {
     pub fn new(lifecycle: Lifecycle, leases: Leases, settings: Arc<Settings>, keys: Arc<KeyRing>) -> Self {
         let spare = lifecycle.timeouts().pod_start + lifecycle.timeouts().pod_stop;
         let links = Links::new(Arc::clone(lifecycle.cluster()));
-        Self { lifecycle, leases, settings, keys, sweep: Arc::new(Sweep::new(spare)), webhook: None, links }
+        let calls = CallMetrics::new(Service::Config);
+        Self { lifecycle, leases, settings, keys, sweep: Arc::new(Sweep::new(spare)), webhook: None, calls, links }
     }
 
     /// The same; the webhook is asked for each connection's settings.
     #[must_use]
     pub fn with_webhook(mut self, webhook: Option<ConfigWebhook>) -> Self {
         self.webhook = webhook;
+        self
+    }
+
+    /// The same; the webhook's calls are counted there.
+    #[must_use]
+    pub fn with_calls(mut self, calls: CallMetrics) -> Self {
+        self.calls = calls;
         self
     }
 
@@ -164,7 +177,7 @@ impl Connections {
             kuberun.warn(Some(request.who.connection));
         }
         let settings = match &self.webhook {
-            Some(webhook) => Arc::new(webhook.settings(&mut request, &self.settings).await?),
+            Some(webhook) => Arc::new(webhook.settings(&mut request, &self.settings, &self.calls).await?),
             None => Arc::clone(&self.settings),
         };
         let OpenRequest { who, facts, .. } = request;
@@ -188,6 +201,10 @@ impl Connections {
             heartbeat_interval: Some(duration_proto(self.leases.ownership().heartbeat())),
         };
         events.send(OpenEvent::Accepted(Box::new(accepted))).await.map_err(|_| given_up())?;
+        if config.agent.is_none() {
+            // A warning in ContainerSSH, where much does not work without.
+            tracing::debug!(code = codes::KUBERNETES_GUEST_AGENT_DISABLED, connection = %who.connection, "no agent: disableAgent");
+        }
         let deadline = Instant::now() + timeouts.pod_start;
         let renewed = self.leases.renew(who.owner, &who.caller, deadline);
 

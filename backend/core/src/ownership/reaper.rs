@@ -15,6 +15,7 @@ use crate::{
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
 use podbay::OwnerId;
+use podbay_runtime::codes;
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
@@ -189,7 +190,7 @@ impl Reaper {
                     };
                     match result {
                         Ok(_) => {
-                            tracing::warn!(%owner, "an owner was not heard of for too long; deleting its pods");
+                            tracing::warn!(code = codes::OWNER_REAPED, %owner, "an owner was not heard of for too long; deleting its pods");
                             Some(owner)
                         }
                         // It moved in the last moment, or another reaper was quicker; or it is not known: the next look tells.
@@ -268,9 +269,13 @@ impl Reaper {
             match lifecycle.stop(&pod).await {
                 Ok(()) => {
                     deleted.send_modify(|n| *n += 1);
-                    tracing::info!(target: "podbay::activity", pod = pod.name, "pod deleted");
+                    let code = codes::KUBERNETES_POD_REMOVE_SUCCESSFUL;
+                    tracing::info!(target: "podbay::activity", code, pod = pod.name, "pod deleted");
                 }
-                Err(refusal) => tracing::warn!(pod = pod.name, reason = %refusal.message, "pod not deleted yet"),
+                Err(refusal) => {
+                    let code = codes::KUBERNETES_POD_REMOVE_FAILED;
+                    tracing::error!(code, pod = pod.name, reason = %refusal.message, "pod not deleted yet");
+                }
             }
             uid
         });
