@@ -64,7 +64,11 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     };
     let listener = bind(config.grpc.listen).await?;
     let admin = match config.grpc.admin_listen {
-        Some(address) => Some(bind(address).await?),
+        Some(address) => {
+            let listener = bind(address).await?;
+            tracing::info!(address = ?listener.local_addr().ok(), "serving grpc.adminListen");
+            Some(listener)
+        }
         None => None,
     };
     Ok(Box::pin(podbay_backend::run(config, listener, admin, shutdown)).await?)

@@ -195,6 +195,13 @@ impl ServiceMetrics {
         registry.register("podbay_refused_peers", "Peers that were cut off", metrics.garbage.clone());
         let reloads = "Changes of the certificate files: good, or bad (then the old ones stay in use)";
         registry.register("podbay_tls_reloads", reloads, metrics.reloads.clone());
+        // Alerts see a first failure only where there was a 0 before.
+        for kind in ["good", "bad"] {
+            drop(metrics.reloads.get_or_create(&Kind { kind }));
+        }
+        for kind in ["ready", "failed"] {
+            drop(metrics.pods.get_or_create(&Kind { kind }));
+        }
         metrics
     }
 

@@ -12,9 +12,10 @@ use podbay_runtime::{
     config::Document,
     shutdown::Shutdown,
     telemetry,
-    tls::RELOAD_INTERVAL,
+    tls::{Followed, RELOAD_INTERVAL},
 };
 use prometheus_client::registry::Registry;
+use rustls::ServerConfig;
 use std::{error::Error, io, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -74,22 +75,20 @@ async fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     // They end with the process; until then the last words of a drain can be read.
     let mut served = JoinSet::new();
     if let Some(address) = config.frontend.admin {
-        served.spawn(admin::serve(
-            bind(codes::HTTP_LISTEN_FAILED, address).await?,
-            Arc::clone(&registry),
-            readiness.clone(),
-            hard.clone(),
-        ));
+        let listener = bind(codes::HTTP_LISTEN_FAILED, address).await?;
+        tracing::info!(address = ?listener.local_addr().ok(), "serving frontend.admin");
+        served.spawn(admin::serve(listener, Arc::clone(&registry), readiness.clone(), hard.clone()));
     }
     if let Some(MetricsConfig { server, path }) = config.operations.metrics.clone() {
-        let (door, hard) = (open(&mut served, &server, &metrics, &hard).await?, hard.clone());
-        tracing::info!(code = codes::METRICS_AVAILABLE, address = %server.listen, tls = server.tls.is_some(), "serving metrics");
+        let (listener, tls) = open(&mut served, &server, &metrics, &hard).await?;
+        tracing::info!(code = codes::METRICS_AVAILABLE, address = ?listener.local_addr().ok(), tls = tls.is_some(), "serving metrics");
+        let (door, hard) = (Door::new(listener, tls), hard.clone());
         served.spawn(async move { admin::serve_metrics(door, &path, registry, hard).await });
     }
     if let Some(server) = &config.operations.health {
-        let door = open(&mut served, server, &metrics, &hard).await?;
-        tracing::info!(code = codes::HEALTH_AVAILABLE, address = %server.listen, tls = server.tls.is_some(), "serving health");
-        served.spawn(admin::serve_health(door, readiness.clone(), hard));
+        let (listener, tls) = open(&mut served, server, &metrics, &hard).await?;
+        tracing::info!(code = codes::HEALTH_AVAILABLE, address = ?listener.local_addr().ok(), tls = tls.is_some(), "serving health");
+        served.spawn(admin::serve_health(Door::new(listener, tls), readiness.clone(), hard));
     }
     let parts = Parts { metrics: Some(metrics), readiness, shutdown, backend: None };
     Ok(run(config, listener, parts).await?)
@@ -101,7 +100,7 @@ async fn open(
     at: &ServerAt,
     metrics: &Metrics,
     stop: &CancellationToken,
-) -> Result<Door, String> {
+) -> Result<(TcpListener, Option<Arc<Followed<ServerConfig>>>), String> {
     let listener = bind(codes::HTTP_LISTEN_FAILED, at.listen).await?;
     if let Some(tls) = at.tls.clone() {
         let (metrics, stop) = (metrics.clone(), stop.clone());
@@ -110,7 +109,7 @@ async fn open(
             Ok(())
         });
     }
-    Ok(Door::new(listener, at.tls.clone()))
+    Ok((listener, at.tls.clone()))
 }
 
 async fn bind(code: &'static str, address: SocketAddr) -> Result<TcpListener, String> {

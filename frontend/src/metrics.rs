@@ -227,6 +227,13 @@ impl Metrics {
         let reloads = "Changes of the certificate files: success, or failure (then the old ones stay in use)";
         registry.register("tls_reloads", reloads, m.reloads);
         registry.register("closes", "Connections closed at the backend by result", m.closings);
+        // Alerts see a first failure only where there was a 0 before.
+        for result in [Outcome::Success, Outcome::Failure] {
+            drop(metrics.reloads.get_or_create(&Reloaded { result }));
+        }
+        for result in [Closing::Done, Closing::Failed, Closing::TimedOut] {
+            drop(metrics.closings.get_or_create(&Closed { result }));
+        }
         metrics
     }
 

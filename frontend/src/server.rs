@@ -75,12 +75,9 @@ impl Server {
         };
         let russh = Arc::new(russh_config(&config.ssh, keys, config.auth.methods(&config.users)));
         for warning in &config.auth.warnings {
-            match warning.split_once(": ") {
-                Some((codes::CONFIG_AUTH_URL_DEPRECATED, text)) => {
-                    warn!(code = codes::CONFIG_AUTH_URL_DEPRECATED, "{text}")
-                }
-                Some(_) | None => warn!("{warning}"),
-            }
+            let code =
+                warning.starts_with(codes::CONFIG_AUTH_URL_DEPRECATED).then_some(codes::CONFIG_AUTH_URL_DEPRECATED);
+            warn!(code, "{warning}");
         }
         let bounds = Bounds {
             total: config.frontend.max_connections,

@@ -177,13 +177,12 @@ pub(crate) fn severity(name: &str) -> Option<Severity> {
 
 /// A table of all codes, as `docs/log-codes.md` has it.
 pub fn table() -> String {
-    let mut text = String::from("| code | level | process | when |\n| --- | --- | --- | --- |\n");
-    for Code { name, levels, by, when, ours } in CODES {
+    let head = "| code | level | process | when |\n| --- | --- | --- | --- |\n".to_owned();
+    CODES.iter().fold(head, |text, Code { name, levels, by, when, ours }| {
         let levels: Vec<_> = levels.iter().map(|level| level.word()).collect();
         let ours = if *ours { " (ours)" } else { "" };
-        text += &format!("| `{name}`{ours} | {} | {by} | {when} |\n", levels.join(", "));
-    }
-    text
+        text + &format!("| `{name}`{ours} | {} | {by} | {when} |\n", levels.join(", "))
+    })
 }
 
 /// ContainerSSH's codes that are never told, as `docs/log-codes.md` has them.

@@ -16,6 +16,7 @@ mod world;
 
 pub use echo::Loop;
 pub use master::Master;
+pub use nix::sys::signal::Signal;
 pub use process::{Answered, Running, finish, program, program_of_tests, python, wait_until};
 pub use terminal::Terminal;
 pub use world::{Setup, World, image, only_embedded};

@@ -78,7 +78,7 @@ pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, per
         }
     };
     punish(&conn, began);
-    finished(&conn, result, began);
+    finished(&conn, &result, began);
     drop(ending);
     conn.tasks.close();
     conn.tasks.wait().await;
@@ -235,13 +235,13 @@ fn garbage(conn: &Conn, error: &Error) {
     info!(code, connection = %conn.id, remote = %conn.remote, "cut before keys were exchanged: {error}");
 }
 
-fn finished(conn: &Conn, result: Result<(), Error>, began: Instant) {
+fn finished(conn: &Conn, result: &Result<(), Error>, began: Instant) {
     let (id, remote, stage) = (conn.id, conn.remote, *conn.stage.borrow());
-    let ended = match &result {
+    let ended = match result {
         Ok(()) => "the client left".to_owned(),
         Err(error) => error.to_string(),
     };
-    match (&result, stage) {
+    match (result, stage) {
         (Err(Error::KeepaliveTimeout), _) => {
             conn.server.metrics.keepalive_lost();
             info!(code = codes::SSH_KEEPALIVE_NORESP, connection = %id, %remote, "the client answers no more");
