@@ -19,7 +19,7 @@ fn sources() -> String {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
             if path.is_dir() {
                 walk(&path, text);
-            } else if name.ends_with(".rs") && !name.contains("tests") && name != "codes.rs" {
+            } else if path.extension().is_some_and(|end| end == "rs") && !name.contains("tests") && name != "codes.rs" {
                 let source = std::fs::read_to_string(&path).expect("text");
                 text.push_str(source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default());
             }
