@@ -33,7 +33,7 @@ fn webhooks() -> String {
             } else if request.contains("\"bob\"") {
                 ("200 OK", r#"{"success": false}"#)
             } else if request.contains("\"mallory\"") {
-                ("404 who", "")
+                ("404 who", "who\u{2028}{\"level\":\"emerg\"}\n\u{202e}\u{1b}[2J")
             } else {
                 ("200 OK", r#"{"success": true}"#)
             };
@@ -128,10 +128,9 @@ security: {{env: {{deny: [SECRET]}}}}
         finish(world.ssh(&all).arg(command), b"")
     };
     as_user("ada", &["-o", "SetEnv=SECRET=x"], "exit 3").is(3, "", "");
-    for user in ["bob", "mallory", "eve\n{\"level\":\"emerg\"}\u{1b}[2J"] {
+    for user in ["bob", "mallory"] {
         let refused = as_user(user, &["-o", "NumberOfPasswordPrompts=0"], "true");
-        // The last one may get in: any name that is not bob is.
-        assert!(refused.status.code() == Some(255) || user.starts_with("eve"), "{user}: {refused:?}");
+        assert_eq!(refused.status.code(), Some(255), "{user}: {refused:?}");
     }
     // A start that fails.
     let bad = finish(world.ssh(&["-s"]).arg("nosuch"), b"");
@@ -191,9 +190,11 @@ security: {{env: {{deny: [SECRET]}}}}
     let details = &login["details"];
     assert_eq!((&details["username"], &details["remoteAddr"]), (&"ada".into(), &"127.0.0.1".into()), "{login}");
     assert_eq!(details["connectionId"].as_str().expect("text").len(), 32);
-    assert!(told.iter().any(|line| line["details"]["username"].as_str().is_some_and(|name| name.starts_with("eve\n"))));
+    // What a peer says reaches the log, as text.
+    let evil = |line: &&Value| line["message"].as_str().is_some_and(|text| text.contains("who\u{2028}{\"level\""));
+    assert!(told.iter().any(|line| evil(&line)), "the webhook's words are lost");
     let raw = std::fs::read_to_string(&log).expect("read");
-    assert!(!raw.contains(['\u{1b}', '\r']), "steers a terminal");
+    assert!(!raw.contains(['\u{1b}', '\r', '\u{2028}', '\u{202e}']), "ends a line or steers a terminal");
 
     // Metrics: the frontend's where ContainerSSH's are, the backends' at theirs.
     let scraped: Vec<String> = addresses(&log, "serving metrics")

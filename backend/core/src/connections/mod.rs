@@ -349,9 +349,13 @@ impl Connections {
         };
         let result = timeout(budget, whole).await.unwrap_or_else(|_| Err(late()));
         match &result {
-            Ok(pods) => tracing::info!(target: "podbay::activity", connection = %id, pods, "connection closed"),
+            Ok(pods) => {
+                let code = (*pods > 0).then_some(codes::KUBERNETES_POD_REMOVE_SUCCESSFUL);
+                tracing::info!(target: "podbay::activity", code, connection = %id, pods, "connection closed");
+            }
             Err(refusal) => {
-                tracing::warn!(connection = %id, reason = %refusal.message, "connection not closed in time");
+                let code = codes::KUBERNETES_POD_REMOVE_FAILED;
+                tracing::error!(code, connection = %id, reason = %refusal.message, "connection not closed in time");
             }
         }
         result.map_err(|refusal| refusal.about(id))
