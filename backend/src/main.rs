@@ -66,7 +66,10 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let admin = match config.grpc.admin_listen {
         Some(address) => {
             let listener = bind(address).await?;
-            tracing::info!(address = ?listener.local_addr().ok(), "serving grpc.adminListen");
+            tracing::info!(
+                address = listener.local_addr().ok().map(tracing::field::display),
+                "serving grpc.adminListen"
+            );
             Some(listener)
         }
         None => None,

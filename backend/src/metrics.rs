@@ -71,6 +71,10 @@ impl Equivalents {
         registry.register_with_unit("containerssh_backend", help, unit("requests"), made.requests.clone());
         let help = "Those that failed";
         registry.register_with_unit("containerssh_backend", help, unit("errors"), made.errors.clone());
+        // Alerts see a first failure only where there was a 0 before.
+        for family in [&made.requests, &made.errors] {
+            drop(family.get_or_create(&made.backend));
+        }
         made
     }
 

@@ -47,6 +47,11 @@ impl Equivalents {
         registry.register_with_unit("containerssh_ssh_failed", help, handshakes, m.failed_handshakes);
         registry.register_with_unit("containerssh_auth", "Accepted attempts to log in", unit("success"), m.successes);
         registry.register_with_unit("containerssh_auth", "Refused attempts to log in", unit("failures"), m.failures);
+        // Alerts see a first one only where there was a 0 before.
+        for family in [&made.connections, &made.handshakes, &made.failed_handshakes] {
+            drop(family.get_or_create(&COUNTRY));
+        }
+        drop(made.current.get_or_create(&COUNTRY));
         made
     }
 

@@ -76,18 +76,28 @@ async fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     let mut served = JoinSet::new();
     if let Some(address) = config.frontend.admin {
         let listener = bind(codes::HTTP_LISTEN_FAILED, address).await?;
-        tracing::info!(address = ?listener.local_addr().ok(), "serving frontend.admin");
+        tracing::info!(address = listener.local_addr().ok().map(tracing::field::display), "serving frontend.admin");
         served.spawn(admin::serve(listener, Arc::clone(&registry), readiness.clone(), hard.clone()));
     }
     if let Some(MetricsConfig { server, path }) = config.operations.metrics.clone() {
         let (listener, tls) = open(&mut served, &server, &metrics, &hard).await?;
-        tracing::info!(code = codes::METRICS_AVAILABLE, address = ?listener.local_addr().ok(), tls = tls.is_some(), "serving metrics");
+        tracing::info!(
+            code = codes::METRICS_AVAILABLE,
+            address = listener.local_addr().ok().map(tracing::field::display),
+            tls = tls.is_some(),
+            "serving metrics"
+        );
         let (door, hard) = (Door::new(listener, tls), hard.clone());
         served.spawn(async move { admin::serve_metrics(door, &path, registry, hard).await });
     }
     if let Some(server) = &config.operations.health {
         let (listener, tls) = open(&mut served, server, &metrics, &hard).await?;
-        tracing::info!(code = codes::HEALTH_AVAILABLE, address = ?listener.local_addr().ok(), tls = tls.is_some(), "serving health");
+        tracing::info!(
+            code = codes::HEALTH_AVAILABLE,
+            address = listener.local_addr().ok().map(tracing::field::display),
+            tls = tls.is_some(),
+            "serving health"
+        );
         served.spawn(admin::serve_health(Door::new(listener, tls), readiness.clone(), hard));
     }
     let parts = Parts { metrics: Some(metrics), readiness, shutdown, backend: None };
