@@ -85,6 +85,8 @@ fn plain(record: &Record, now: Option<&Zoned>, (colour, reset): (&str, &str)) ->
     for (name, value) in &record.fields {
         let _ = match value {
             Value::Text(text) => write!(line, " {name}={}", quoted(text)),
+            // It could be taken for more fields than one.
+            Value::Shown(text) if text.contains(['=', '"']) => write!(line, " {name}={}", quoted(text)),
             Value::Shown(text) => write!(line, " {name}={}", one_line(text)),
             Value::Plain(value) => write!(line, " {name}={value}"),
         };

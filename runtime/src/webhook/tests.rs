@@ -256,7 +256,7 @@ async fn calls_are_counted_under_containersshs_names() {
         r#"containerssh_config_server_failures_total{reason="HTTP_CLIENT_DECODE_FAILED",retry="0",type="soft"} 1"#,
         r#"containerssh_config_server_failures_total{reason="HTTP_CLIENT_DECODE_FAILED",retry="0",type="hard"} 1"#,
         r#"auth_webhook_duration_seconds_count{authtype="password"} 4"#,
-        r"config_webhook_duration_seconds_count 1",
+        r"config_webhook_duration_seconds_count{} 1",
     ] {
         assert!(text.lines().any(|there| there == line), "no {line} in:\n{text}");
     }
