@@ -6,8 +6,9 @@ use podbay_backend_core::{
     connections::{Ask, ConfigWebhook},
 };
 use podbay_runtime::{
+    codes,
     config::Section,
-    webhook::{Client, endpoint},
+    webhook::{CallError, CallMetrics, Client, endpoint},
 };
 use serde_json::Value;
 use std::{sync::Arc, time::Duration};
@@ -21,11 +22,23 @@ struct Http(Client);
 
 #[async_trait]
 impl Ask for Http {
-    async fn ask(&self, question: &Value) -> Result<Value, String> {
-        let failed = |error: &podbay_runtime::webhook::CallError, tries| {
-            tracing::debug!(code = "CONFIG_BACKEND_ERROR", reason = error.code(), tries, "the config webhook {error}");
+    async fn ask(&self, question: &Value, calls: &CallMetrics) -> Result<Value, String> {
+        let counted = calls.plain();
+        let connection = question.get("connectionId").and_then(Value::as_str);
+        let failed = |error: &CallError, tries| {
+            let (code, reason) = (codes::CONFIG_BACKEND_ERROR, counted.reason(error));
+            tracing::debug!(connection, code, reason, tries, "the config webhook {error}");
         };
-        self.0.ask("", question, failed).await.map_err(|error| format!("{error}, at {}", self.0.endpoint().url))
+        tracing::debug!(connection, code = codes::CONFIG_REQUEST, "asking the config webhook");
+        let answer = self.0.ask("", question, counted, Ok, failed).await;
+        let answer = answer.map_err(|error| format!("{error}, at {}", self.0.endpoint().url))?;
+        tracing::debug!(
+            connection,
+            code = codes::CONFIG_RESPONSE,
+            tries = answer.tries,
+            "the config webhook has answered"
+        );
+        Ok(answer.value)
     }
 }
 

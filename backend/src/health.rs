@@ -2,6 +2,7 @@
 
 use podbay::v1::{connection_service_server::ConnectionServiceServer, session_service_server::SessionServiceServer};
 use podbay_backend_core::cluster::Cluster;
+use podbay_runtime::codes;
 use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -61,8 +62,10 @@ pub(crate) async fn watch_kubernetes(reporter: HealthReporter, cluster: Arc<dyn 
             let answer = cluster.ping().await;
             if let Some(up) = steady.hear(answer.is_ok()) {
                 match &answer {
-                    Ok(()) => tracing::info!("the Kubernetes API answers"),
-                    Err(error) => tracing::warn!(%error, "the Kubernetes API does not answer"),
+                    Ok(()) => tracing::info!(code = codes::KUBERNETES_AVAILABLE, "the Kubernetes API answers"),
+                    Err(error) => {
+                        tracing::warn!(code = codes::KUBERNETES_UNAVAILABLE, %error, "the Kubernetes API does not answer");
+                    }
                 }
                 let status = if up { ServingStatus::Serving } else { ServingStatus::NotServing };
                 reporter.set_service_status(KUBERNETES, status).await;

@@ -1,8 +1,9 @@
 //! The backend as a process: reads its configuration, binds, runs.
 
 use clap::Parser;
-use podbay_backend::Config;
+use podbay_backend::{Config, RunError};
 use podbay_runtime::{
+    codes,
     reload::{Source, interval},
     shutdown::Shutdown,
     telemetry,
@@ -40,10 +41,18 @@ fn main() -> ExitCode {
     if arguments.check {
         return ExitCode::SUCCESS;
     }
-    telemetry::init(&config.log);
+    if let Err(error) = telemetry::init(&config.log) {
+        eprintln!("podbay-backend: log: {error}");
+        return ExitCode::FAILURE;
+    }
     match serve(config, source.every(arguments.reload_interval)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            let code = match error.downcast_ref() {
+                Some(RunError::Kubernetes(_)) => codes::KUBERNETES_CONFIG_ERROR,
+                Some(_) | None => codes::SERVICE_CRASHED,
+            };
+            tracing::error!(code, "the process ends: {error}");
             eprintln!("podbay-backend: {error}");
             ExitCode::FAILURE
         }
@@ -54,12 +63,24 @@ fn main() -> ExitCode {
 async fn serve(config: Config, source: Source) -> Result<(), Box<dyn std::error::Error>> {
     let shutdown = Shutdown::on_signals()?;
     let source = source.on_hangup()?;
+    telemetry::reopen_on_hangup()?;
+    tracing::info!(code = codes::SERVICE_POOL_STARTING, "starting");
     let bind = |address| async move {
-        TcpListener::bind(address).await.map_err(|error| format!("can't listen on {address}: {error}"))
+        TcpListener::bind(address).await.map_err(|error| {
+            tracing::error!(code = codes::HTTP_LISTEN_FAILED, %address, %error, "can't listen");
+            format!("can't listen on {address}: {error}")
+        })
     };
     let listener = bind(config.grpc.listen).await?;
     let admin = match config.grpc.admin_listen {
-        Some(address) => Some(bind(address).await?),
+        Some(address) => {
+            let listener = bind(address).await?;
+            tracing::info!(
+                address = listener.local_addr().ok().map(tracing::field::display),
+                "serving grpc.adminListen"
+            );
+            Some(listener)
+        }
         None => None,
     };
     Ok(Box::pin(podbay_backend::run(config, Some(source), listener, admin, shutdown)).await?)

@@ -1,10 +1,12 @@
 //! What the backend counts, under names that dashboards rely on.
 
+use podbay::v1::Reason;
 use podbay_backend_core::cluster::ClusterError;
+use podbay_runtime::webhook::{CallMetrics, Service};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
-    registry::Registry,
+    registry::{Registry, Unit},
 };
 use std::time::Duration;
 
@@ -47,8 +49,57 @@ fn seconds() -> Histogram {
 pub struct KubernetesMetrics {
     seconds: Histograms<Verb>,
     errors: Family<VerbError, Counter>,
-    /// ContainerSSH's names for the same.
-    containerssh: (Family<Backend, Counter>, Family<Backend, Counter>),
+    containerssh: Equivalents,
+}
+
+/// What ContainerSSH's Kubernetes backend counts, under its names: tries to create a pod, waits for one, and streams of programs; and which of them
+/// failed. Clones are one.
+#[derive(Debug, Clone)]
+pub struct Equivalents {
+    backend: Backend,
+    requests: Family<Backend, Counter>,
+    errors: Family<Backend, Counter>,
+}
+
+impl Equivalents {
+    /// Registers them. `kuberun`: it is ContainerSSH's old backend by name.
+    pub fn new(registry: &mut Registry, kuberun: bool) -> Self {
+        let backend = Backend { backend: if kuberun { "kuberun" } else { "kubernetes" } };
+        let made = Self { backend, requests: Family::default(), errors: Family::default() };
+        let unit = |unit: &str| Unit::Other(unit.to_owned());
+        let help = "Pods to be created, waits for pods, and streams";
+        registry.register_with_unit("containerssh_backend", help, unit("requests"), made.requests.clone());
+        let help = "Those that failed";
+        registry.register_with_unit("containerssh_backend", help, unit("errors"), made.errors.clone());
+        // Alerts see a first failure only where there was a 0 before.
+        for family in [&made.requests, &made.errors] {
+            drop(family.get_or_create(&made.backend));
+        }
+        made
+    }
+
+    fn asked(&self, failed: bool) {
+        self.requests.get_or_create(&self.backend).inc();
+        if failed {
+            self.errors.get_or_create(&self.backend).inc();
+        }
+    }
+
+    /// A pod was waited for, or not even made.
+    fn waited(&self, failed: Option<Reason>) {
+        match failed {
+            None => self.asked(false),
+            Some(
+                Reason::ImageUnavailable
+                | Reason::Unschedulable
+                | Reason::ContainerFailed
+                | Reason::PodStartTimeout
+                | Reason::PodGone,
+            ) => self.asked(true),
+            // Refused before a pod was waited for; a try to create it was counted as such.
+            Some(_) => {}
+        }
+    }
 }
 
 /// ContainerSSH's label.
@@ -57,19 +108,14 @@ struct Backend {
     backend: &'static str,
 }
 
-const KUBERNETES: Backend = Backend { backend: "kubernetes" };
-
 impl KubernetesMetrics {
     /// Registers them.
-    pub fn new(registry: &mut Registry) -> Self {
+    pub fn new(registry: &mut Registry, containerssh: Equivalents) -> Self {
         let metrics = Self {
             seconds: Family::new_with_constructor(seconds as fn() -> Histogram),
             errors: Family::default(),
-            containerssh: Default::default(),
+            containerssh,
         };
-        let (requests, errors) = metrics.containerssh.clone();
-        registry.register("containerssh_backend_requests", "Requests to the Kubernetes API", requests);
-        registry.register("containerssh_backend_errors", "Failed requests to the Kubernetes API", errors);
         registry.register(
             "podbay_kubernetes_request_seconds",
             "Time of requests to the Kubernetes API, until the answer or (exec, attach) the upgrade",
@@ -81,9 +127,11 @@ impl KubernetesMetrics {
 
     pub(crate) fn request(&self, verb: &'static str, took: Duration, error: Option<&ClusterError>) {
         self.seconds.get_or_create(&Verb { verb }).observe(took.as_secs_f64());
-        self.containerssh.0.get_or_create(&KUBERNETES).inc();
+        // The others are this backend's own, and their failures (an owner that has no lease yet) are nobody's concern.
+        if matches!(verb, "create_pod" | "exec" | "attach") {
+            self.containerssh.asked(error.is_some());
+        }
         if let Some(error) = error {
-            self.containerssh.1.get_or_create(&KUBERNETES).inc();
             let error = match error {
                 ClusterError::NotFound { .. } => "not_found",
                 ClusterError::AlreadyExists => "already_exists",
@@ -114,11 +162,13 @@ pub struct ServiceMetrics {
     reaped: Counter,
     garbage: Family<Kind, Counter>,
     reloads: Family<Kind, Counter>,
+    config_calls: CallMetrics,
+    containerssh: Equivalents,
 }
 
 impl ServiceMetrics {
     /// Registers them.
-    pub fn new(registry: &mut Registry) -> Self {
+    pub fn new(registry: &mut Registry, containerssh: Equivalents) -> Self {
         let metrics = Self {
             calls: Family::default(),
             call_seconds: Family::new_with_constructor(seconds as fn() -> Histogram),
@@ -130,7 +180,10 @@ impl ServiceMetrics {
             reaped: Counter::default(),
             garbage: Family::default(),
             reloads: Family::default(),
+            config_calls: CallMetrics::new(Service::Config),
+            containerssh,
         };
+        metrics.config_calls.register(registry, "podbay_config_webhook_duration");
         registry.register("podbay_calls", "Ended gRPC calls by method and code", metrics.calls.clone());
         registry.register(
             "podbay_call_seconds",
@@ -146,6 +199,13 @@ impl ServiceMetrics {
         registry.register("podbay_refused_peers", "Peers that were cut off", metrics.garbage.clone());
         let reloads = "Changes of the certificate files: good, or bad (then the old ones stay in use)";
         registry.register("podbay_tls_reloads", reloads, metrics.reloads.clone());
+        // Alerts see a first failure only where there was a 0 before.
+        for kind in ["good", "bad"] {
+            drop(metrics.reloads.get_or_create(&Kind { kind }));
+        }
+        for kind in ["ready", "failed"] {
+            drop(metrics.pods.get_or_create(&Kind { kind }));
+        }
         metrics
     }
 
@@ -154,8 +214,21 @@ impl ServiceMetrics {
         self.call_seconds.get_or_create(&Kind { kind: method }).observe(took.as_secs_f64());
     }
 
-    pub(crate) fn pod(&self, outcome: &'static str) {
-        self.pods.get_or_create(&Kind { kind: outcome }).inc();
+    /// A connection was opened, or why not.
+    pub(crate) fn pod(&self, failed: Option<Reason>) {
+        let kind = if failed.is_some() { "failed" } else { "ready" };
+        self.pods.get_or_create(&Kind { kind }).inc();
+        self.containerssh.waited(failed);
+    }
+
+    /// A session was refused, perhaps for its pod.
+    pub(crate) fn session_refused(&self, why: Reason) {
+        self.containerssh.waited(Some(why));
+    }
+
+    /// Calls of the config webhook.
+    pub(crate) fn config_calls(&self) -> &CallMetrics {
+        &self.config_calls
     }
 
     pub(crate) fn started(&self, took: Duration) {

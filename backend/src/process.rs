@@ -5,7 +5,7 @@ use crate::{
     health::{tell_serving, watch_kubernetes},
     io::Peer,
     kubernetes::{ConnectError, KubeCluster},
-    metrics::{KubernetesMetrics, ServiceMetrics},
+    metrics::{Equivalents, KubernetesMetrics, ServiceMetrics},
     reload::{Fixed, Reloading},
     service::{Live, Service},
 };
@@ -25,6 +25,7 @@ use podbay_backend_core::{
 };
 use podbay_runtime::{
     admin::{self, Readiness},
+    codes,
     reload::Source,
     shutdown::Shutdown,
     tls::{self, Followed, Refused, TlsError},
@@ -91,11 +92,12 @@ pub async fn run(
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
     let mut registry = Registry::default();
-    let metrics = KubernetesMetrics::new(&mut registry);
+    let containerssh = Equivalents::new(&mut registry, config.settings.kuberun.is_some());
+    let metrics = KubernetesMetrics::new(&mut registry, containerssh.clone());
     let http = config.settings.timeouts.http;
     let cluster = Arc::new(KubeCluster::new(&config.settings.connection, http, metrics).await?);
     let on = On { cluster: Arc::clone(&cluster) as Arc<dyn Cluster>, kube: Some(cluster) };
-    Box::pin(serve(on, config, source, registry, listener, admin, shutdown)).await
+    Box::pin(serve(on, config, source, (registry, containerssh), listener, admin, shutdown)).await
 }
 
 /// The cluster, and as what it can have new clients.
@@ -112,19 +114,19 @@ pub async fn run_on(
     cluster: Arc<dyn Cluster>,
     config: Config,
     source: Option<Source>,
-    registry: Registry,
+    metrics: (Registry, Equivalents),
     listener: TcpListener,
     admin: Option<TcpListener>,
     shutdown: Shutdown,
 ) -> Result<(), RunError> {
-    Box::pin(serve(On { cluster, kube: None }, config, source, registry, listener, admin, shutdown)).await
+    Box::pin(serve(On { cluster, kube: None }, config, source, metrics, listener, admin, shutdown)).await
 }
 
 async fn serve(
     On { cluster, kube }: On,
     config: Config,
     source: Option<Source>,
-    mut registry: Registry,
+    (mut registry, containerssh): (Registry, Equivalents),
     listener: TcpListener,
     admin: Option<TcpListener>,
     shutdown: Shutdown,
@@ -141,7 +143,7 @@ async fn serve(
     if let Some(kuberun) = settings.kuberun {
         kuberun.warn(None);
     }
-    let metrics = ServiceMetrics::new(&mut registry);
+    let metrics = ServiceMetrics::new(&mut registry, containerssh);
     let background = TaskTracker::new();
     let lifecycle = Lifecycle::new(Arc::clone(&cluster), settings.timeouts, background.clone());
     let leases = Leases::new(Arc::clone(&cluster), settings.ownership.clone());
@@ -156,7 +158,10 @@ async fn serve(
     });
     let connections = Connections::new(lifecycle.clone(), leases.clone(), Arc::new(settings), Arc::new(keys));
     let service = Service {
-        connections: connections.with_webhook(webhook).with_links(sessions.links().clone()),
+        connections: connections
+            .with_webhook(webhook)
+            .with_calls(metrics.config_calls().clone())
+            .with_links(sessions.links().clone()),
         sessions,
         callers: grpc.callers,
         metrics: metrics.clone(),
@@ -215,11 +220,11 @@ async fn serve(
         .serve_with_incoming_shutdown(peers, goaway.clone().cancelled_owned());
     let mut server = std::pin::pin!(server);
     readiness.set(true);
-    tracing::info!("the backend serves");
+    tracing::info!(code = codes::SERVICE_POOL_RUNNING, "the backend serves");
 
     let drained = async {
         shutdown.soft.cancelled().await;
-        tracing::info!(sessions = service.streams.len(), "draining");
+        tracing::info!(code = codes::SERVICE_POOL_STOPPING, sessions = service.streams.len(), "draining");
         readiness.set(false);
         service.draining.store(true, Ordering::Release);
         tell_serving(&reporter, false).await;
@@ -255,7 +260,7 @@ async fn serve(
     service.stopping.cut.cancel();
     stop.cancel();
     helpers.shutdown().await;
-    tracing::info!("the backend has ended");
+    tracing::info!(code = codes::SERVICE_POOL_STOPPED, "the backend has ended");
     result
 }
 

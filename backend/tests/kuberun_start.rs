@@ -54,7 +54,7 @@ log: {{format: ljson, level: 4}}
             receiver.recv_timeout(Duration::from_mins(1)).unwrap_or_else(|_| panic!("no {wanted:?} in:\n{seen}"));
         let code = wanted.iter().position(|code| line.contains(&format!("\"code\":\"{code}\"")));
         if let Some(code) = code {
-            assert!(line.contains("\"level\":\"WARN\""), "{line}");
+            assert!(line.contains("\"level\":\"warning\""), "{line}");
             if wanted.remove(code) == "KUBERUN_DEPRECATED" {
                 let text = "You are using the kuberun backend deprecated since ContainerSSH 0.4.";
                 assert!(line.contains(text) && line.contains("\"backend\":\"kubernetes\""), "{line}");

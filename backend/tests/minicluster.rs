@@ -7,7 +7,10 @@ use podbay::{
         self, Reason, Refusal, Stream, exit::End, open, run_session_request::Frame, run_session_response::Frame as Back,
     },
 };
-use podbay_backend::{kubernetes::KubeCluster, metrics::KubernetesMetrics};
+use podbay_backend::{
+    kubernetes::KubeCluster,
+    metrics::{Equivalents, KubernetesMetrics},
+};
 use podbay_backend_core::{
     cluster::{Cluster, ClusterError, PodChange, PodRef},
     config::Settings,
@@ -60,7 +63,11 @@ impl World {
         let settings = Settings::read(&mut document.root());
         document.finish().unwrap_or_else(|mistakes| panic!("{mistakes}"));
         let settings = settings.expect("settings");
-        let metrics = KubernetesMetrics::new(&mut Registry::default());
+        let metrics = {
+            let mut registry = Registry::default();
+            let containerssh = Equivalents::new(&mut registry, false);
+            KubernetesMetrics::new(&mut registry, containerssh)
+        };
         let cluster = KubeCluster::new(&settings.connection, settings.timeouts.http, metrics).await.expect("a client");
         let cluster = Arc::new(cluster);
         let port: Arc<dyn Cluster> = cluster.clone();

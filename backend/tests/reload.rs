@@ -9,7 +9,7 @@ use podbay::{
         run_session_request::Frame, run_session_response::Frame as Back, session_service_client::SessionServiceClient,
     },
 };
-use podbay_backend::{Config, run_on};
+use podbay_backend::{Config, metrics::Equivalents, run_on};
 use podbay_backend_core::{
     cluster::{ClusterError, Output, StreamEnd},
     fake::{Call, FakeCluster, Fault, Program, script::ready},
@@ -129,11 +129,13 @@ impl World {
         let (address, admin) = (listener.local_addr().expect("bound"), admin_listener.local_addr().expect("bound"));
         let (asked, shutdown) = (Arc::<Notify>::default(), Shutdown::new());
         let source = source.every(Duration::ZERO).when(Arc::clone(&asked));
+        let mut registry = Registry::default();
+        let containerssh = Equivalents::new(&mut registry, false);
         let run = run_on(
             Arc::new(cluster.clone()),
             config,
             Some(source),
-            Registry::default(),
+            (registry, containerssh),
             listener,
             Some(admin_listener),
             shutdown.clone(),

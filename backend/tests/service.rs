@@ -9,7 +9,7 @@ use podbay::{
         session_service_client::SessionServiceClient,
     },
 };
-use podbay_backend::{Config, run_on};
+use podbay_backend::{Config, metrics::Equivalents, run_on};
 use podbay_backend_core::{
     cluster::{Input, Output, StreamEnd},
     fake::{FakeCluster, Program},
@@ -117,11 +117,13 @@ grpc:
         let admin = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let (address, admin_address) = (listener.local_addr().expect("bound"), admin.local_addr().expect("bound"));
         let shutdown = Shutdown::new();
+        let mut registry = Registry::default();
+        let containerssh = Equivalents::new(&mut registry, false);
         let run = run_on(
             Arc::new(self.cluster.clone()),
             self.config(mode),
             None,
-            Registry::default(),
+            (registry, containerssh),
             listener,
             Some(admin),
             shutdown.clone(),

@@ -120,9 +120,14 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 
 /// Asks the cluster what a backend will ask of it, without leaving anything there. Whether all of it went well.
 async fn try_cluster(settings: &Settings) -> bool {
-    use podbay_backend::{kubernetes::KubeCluster, metrics::KubernetesMetrics};
+    use podbay_backend::{
+        kubernetes::KubeCluster,
+        metrics::{Equivalents, KubernetesMetrics},
+    };
     use podbay_backend_core::cluster::Cluster;
-    let metrics = KubernetesMetrics::new(&mut prometheus_client::registry::Registry::default());
+    let mut registry = prometheus_client::registry::Registry::default();
+    let containerssh = Equivalents::new(&mut registry, false);
+    let metrics = KubernetesMetrics::new(&mut registry, containerssh);
     let cluster: Arc<dyn Cluster> = match KubeCluster::new(&settings.connection, settings.timeouts.http, metrics).await
     {
         Ok(cluster) => Arc::new(cluster),

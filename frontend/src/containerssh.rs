@@ -1,10 +1,9 @@
 //! What ContainerSSH counts, under its names and labels, so that dashboards and alerts made for it go on working.
 
-use crate::metrics::Method;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
-    registry::Registry,
+    registry::{Registry, Unit},
 };
 
 /// There is no lookup of countries: as ContainerSSH's provider `dummy`.
@@ -37,12 +36,22 @@ impl Equivalents {
     pub(crate) fn new(registry: &mut Registry) -> Self {
         let made = Self::default();
         let m = made.clone();
-        registry.register("containerssh_ssh_connections", "Accepted connections", m.connections);
-        registry.register("containerssh_ssh_current_connections", "Connections now", m.current);
-        registry.register("containerssh_ssh_successful_handshakes", "Connections that logged in", m.handshakes);
-        registry.register("containerssh_ssh_failed_handshakes", "Connections that did not log in", m.failed_handshakes);
-        registry.register("containerssh_auth_success", "Accepted attempts to log in", m.successes);
-        registry.register("containerssh_auth_failures", "Refused attempts to log in", m.failures);
+        // The unit is the end of the name.
+        let unit = |unit: &str| Unit::Other(unit.to_owned());
+        let (connections, handshakes) = (unit("connections"), unit("handshakes"));
+        registry.register_with_unit("containerssh_ssh", "Accepted connections", connections.clone(), m.connections);
+        registry.register_with_unit("containerssh_ssh_current", "Connections now", connections, m.current);
+        let help = "Connections that logged in and that the backend has opened";
+        registry.register_with_unit("containerssh_ssh_successful", help, handshakes.clone(), m.handshakes);
+        let help = "Connections that did not come so far";
+        registry.register_with_unit("containerssh_ssh_failed", help, handshakes, m.failed_handshakes);
+        registry.register_with_unit("containerssh_auth", "Accepted attempts to log in", unit("success"), m.successes);
+        registry.register_with_unit("containerssh_auth", "Refused attempts to log in", unit("failures"), m.failures);
+        // Alerts see a first one only where there was a 0 before.
+        for family in [&made.connections, &made.handshakes, &made.failed_handshakes] {
+            drop(family.get_or_create(&COUNTRY));
+        }
+        drop(made.current.get_or_create(&COUNTRY));
         made
     }
 
@@ -58,18 +67,13 @@ impl Equivalents {
         self.current.get_or_create(&COUNTRY).dec();
     }
 
-    pub(crate) fn logged_in(&self) {
-        self.handshakes.get_or_create(&COUNTRY).inc();
+    pub(crate) fn handshake(&self, success: bool) {
+        let family = if success { &self.handshakes } else { &self.failed_handshakes };
+        family.get_or_create(&COUNTRY).inc();
     }
 
-    pub(crate) fn not_logged_in(&self) {
-        self.failed_handshakes.get_or_create(&COUNTRY).inc();
-    }
-
-    pub(crate) fn auth(&self, method: Method, success: bool) {
-        // Another method of the contract's own would have no equivalent: there is none.
-        let authtype = if method == Method::Password { "password" } else { "pubkey" };
-        let attempt = Attempt { authtype, retry: "0", country: COUNTRY.country };
+    pub(crate) fn auth(&self, authtype: &'static str, success: bool, retried: bool) {
+        let attempt = Attempt { authtype, retry: if retried { "1" } else { "0" }, country: COUNTRY.country };
         let family = if success { &self.successes } else { &self.failures };
         family.get_or_create(&attempt).inc();
     }

@@ -1,5 +1,6 @@
 //! The host key that the server makes for itself, once.
 
+use podbay_runtime::codes;
 use russh::keys::{Algorithm, HashAlg, PrivateKey, decode_secret_key, ssh_key::LineEnding};
 use std::{
     fs::{self, OpenOptions},
@@ -70,7 +71,7 @@ fn keep(path: &Path) -> Result<PrivateKey, HostKeyError> {
     });
     let _ = fs::remove_file(&draft);
     written.map_err(failed(&path))?;
-    info!(path = %path.display(), fingerprint = %key.fingerprint(HashAlg::Sha256), "made a host key");
+    info!(code = codes::CORE_NO_HOST_KEYS, path = %path.display(), fingerprint = %key.fingerprint(HashAlg::Sha256), "made a host key");
     let text = fs::read_to_string(&path).map_err(failed(&path))?;
     read(&path, &text)
 }

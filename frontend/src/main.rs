@@ -1,16 +1,24 @@
 //! `podbay-frontend --config FILE`: the SSH server as a process of its own.
 
 use clap::Parser;
-use podbay_frontend::{Config, Metrics, Parts, run};
+use podbay_frontend::{
+    Config, Metrics, Parts,
+    config::{MetricsConfig, ServerAt},
+    run,
+};
 use podbay_runtime::{
-    admin::{self, Readiness},
+    admin::{self, Door, Readiness},
+    codes,
     reload::{Source, interval},
     shutdown::Shutdown,
     telemetry,
+    tls::{Followed, RELOAD_INTERVAL},
 };
 use prometheus_client::registry::Registry;
-use std::{error::Error, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use rustls::ServerConfig;
+use std::{error::Error, io, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
 
 /// The SSH frontend of Podbay.
 #[derive(Debug, Parser)]
@@ -44,10 +52,14 @@ async fn main() -> ExitCode {
         println!("{}: no mistakes", arguments.config.display());
         return ExitCode::SUCCESS;
     }
-    telemetry::init(&config.log);
+    if let Err(error) = telemetry::init(&config.log) {
+        eprintln!("podbay-frontend: log: {error}");
+        return ExitCode::FAILURE;
+    }
     match serve(config, source.every(arguments.reload_interval)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            tracing::error!(code = codes::SERVICE_CRASHED, "the process ends: {error}");
             eprintln!("podbay-frontend: {error}");
             ExitCode::FAILURE
         }
@@ -57,7 +69,9 @@ async fn main() -> ExitCode {
 async fn serve(config: Config, source: Source) -> Result<(), Box<dyn Error>> {
     let shutdown = Shutdown::on_signals()?;
     let source = source.on_hangup()?;
-    let listener = bind(config.ssh.listen).await?;
+    telemetry::reopen_on_hangup()?;
+    tracing::info!(code = codes::SERVICE_POOL_STARTING, "starting");
+    let listener = bind(codes::SSH_START_FAILED, config.ssh.listen).await?;
     let mut registry = Registry::default();
     let source = source.counted(&mut registry);
     let metrics = Metrics::new(&mut registry);
@@ -66,20 +80,56 @@ async fn serve(config: Config, source: Source) -> Result<(), Box<dyn Error>> {
     // They end with the process; until then the last words of a drain can be read.
     let mut served = JoinSet::new();
     if let Some(address) = config.frontend.admin {
-        served.spawn(admin::serve(bind(address).await?, Arc::clone(&registry), readiness.clone(), hard.clone()));
+        let listener = bind(codes::HTTP_LISTEN_FAILED, address).await?;
+        tracing::info!(address = listener.local_addr().ok().map(tracing::field::display), "serving frontend.admin");
+        served.spawn(admin::serve(listener, Arc::clone(&registry), readiness.clone(), hard.clone()));
     }
-    if let Some(metrics) = &config.operations.metrics {
-        let (listener, path) = (bind(metrics.listen).await?, metrics.path.clone());
-        let hard = hard.clone();
-        served.spawn(async move { admin::serve_metrics(listener, &path, registry, hard).await });
+    if let Some(MetricsConfig { server, path }) = config.operations.metrics.clone() {
+        let (listener, tls) = open(&mut served, &server, &metrics, &hard).await?;
+        tracing::info!(
+            code = codes::METRICS_AVAILABLE,
+            address = listener.local_addr().ok().map(tracing::field::display),
+            tls = tls.is_some(),
+            "serving metrics"
+        );
+        let (door, hard) = (Door::new(listener, tls), hard.clone());
+        served.spawn(async move { admin::serve_metrics(door, &path, registry, hard).await });
     }
-    if let Some(address) = config.operations.health {
-        served.spawn(admin::serve_health(bind(address).await?, readiness.clone(), hard));
+    if let Some(server) = &config.operations.health {
+        let (listener, tls) = open(&mut served, server, &metrics, &hard).await?;
+        tracing::info!(
+            code = codes::HEALTH_AVAILABLE,
+            address = listener.local_addr().ok().map(tracing::field::display),
+            tls = tls.is_some(),
+            "serving health"
+        );
+        served.spawn(admin::serve_health(Door::new(listener, tls), readiness.clone(), hard));
     }
     let parts = Parts { metrics: Some(metrics), readiness, shutdown, backend: None, source: Some(source) };
     Ok(run(config, listener, parts).await?)
 }
 
-async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|error| format!("can't listen on {address}: {error}"))
+/// Binds; changed certificate files are followed from now on.
+async fn open(
+    served: &mut JoinSet<io::Result<()>>,
+    at: &ServerAt,
+    metrics: &Metrics,
+    stop: &CancellationToken,
+) -> Result<(TcpListener, Option<Arc<Followed<ServerConfig>>>), String> {
+    let listener = bind(codes::HTTP_LISTEN_FAILED, at.listen).await?;
+    if let Some(tls) = at.tls.clone() {
+        let (metrics, stop) = (metrics.clone(), stop.clone());
+        served.spawn(async move {
+            tls.follow(RELOAD_INTERVAL, stop, move |good| metrics.reloaded(good)).await;
+            Ok(())
+        });
+    }
+    Ok((listener, at.tls.clone()))
+}
+
+async fn bind(code: &'static str, address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| {
+        tracing::error!(code, %address, %error, "can't listen");
+        format!("can't listen on {address}: {error}")
+    })
 }

@@ -1,6 +1,7 @@
 //! What the frontend counts. Names get Prometheus' `_total` from the registry; the prefix is `podbay_frontend_`.
 
 use crate::containerssh::Equivalents;
+use podbay_runtime::webhook::{CallMetrics, Service};
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
     metrics::{
@@ -169,6 +170,7 @@ pub struct Metrics {
     durations: Family<CallMethod, Histogram, fn() -> Histogram>,
     closings: Family<Closed, Counter>,
     reloads: Family<Reloaded, Counter>,
+    auth_calls: CallMetrics,
     containerssh: Equivalents,
 }
 
@@ -202,9 +204,11 @@ impl Metrics {
             durations: Family::new_with_constructor(seconds),
             closings: Family::default(),
             reloads: Family::default(),
+            auth_calls: CallMetrics::new(Service::Auth),
             containerssh: Equivalents::new(registry),
         };
         let m = metrics.clone();
+        m.auth_calls.register(registry, "podbay_frontend_auth_webhook_duration");
         let registry = registry.sub_registry_with_prefix("podbay_frontend");
         registry.register("connections", "SSH connections by state", m.connections);
         registry.register("auth_attempts", "Attempts to log in by method and result", m.auth);
@@ -223,6 +227,13 @@ impl Metrics {
         let reloads = "Changes of the certificate files: success, or failure (then the old ones stay in use)";
         registry.register("tls_reloads", reloads, m.reloads);
         registry.register("closes", "Connections closed at the backend by result", m.closings);
+        // Alerts see a first failure only where there was a 0 before.
+        for result in [Outcome::Success, Outcome::Failure] {
+            drop(metrics.reloads.get_or_create(&Reloaded { result }));
+        }
+        for result in [Closing::Done, Closing::Failed, Closing::TimedOut] {
+            drop(metrics.closings.get_or_create(&Closed { result }));
+        }
         metrics
     }
 
@@ -230,9 +241,8 @@ impl Metrics {
     pub fn entered(&self, state: ConnectionState) {
         self.connections.get_or_create(&State { state }).inc();
         self.containerssh.entered();
-        match state {
-            ConnectionState::Unauthenticated => self.containerssh.accepted(),
-            ConnectionState::LoggedIn => self.containerssh.logged_in(),
+        if state == ConnectionState::Unauthenticated {
+            self.containerssh.accepted();
         }
     }
 
@@ -242,15 +252,32 @@ impl Metrics {
         self.containerssh.left();
     }
 
-    /// A connection has ended without a login.
-    pub fn not_logged_in(&self) {
-        self.containerssh.not_logged_in();
+    /// A connection can be used (somebody has logged in, and the backend has opened it), or won't be. Once for each.
+    pub fn handshake(&self, success: bool) {
+        self.containerssh.handshake(success);
     }
 
-    /// An attempt to log in.
-    pub fn auth(&self, method: Method, result: Outcome) {
+    /// Calls of the authentication webhook.
+    pub fn auth_calls(&self) -> &CallMetrics {
+        &self.auth_calls
+    }
+
+    /// Somebody who was proven to be a user may log in, or not. `retried`: it took more than one call to know.
+    pub fn authorized(&self, success: bool, retried: bool) {
+        self.containerssh.auth("authorization", success, retried);
+    }
+
+    /// An attempt to log in. `retried`: it took more than one call of a webhook.
+    pub fn auth(&self, method: Method, result: Outcome, retried: bool) {
         self.auth.get_or_create(&Auth { method, result }).inc();
-        self.containerssh.auth(method, result == Outcome::Success);
+        // Another method of the contract's own would have no equivalent: there is none.
+        let authtype = if method == Method::Password { "password" } else { "pubkey" };
+        match result {
+            Outcome::Success => self.containerssh.auth(authtype, true, retried),
+            Outcome::Failure => self.containerssh.auth(authtype, false, retried),
+            // That is no answer: the webhook's counters have it.
+            Outcome::Unavailable => {}
+        }
     }
 
     /// A program starts.

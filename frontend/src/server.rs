@@ -11,7 +11,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use podbay::v1;
-use podbay_runtime::{admin::Readiness, reload::Source, shutdown::Shutdown, webhook::Facts};
+use podbay_runtime::{admin::Readiness, codes, reload::Source, shutdown::Shutdown, webhook::Facts};
 use prometheus_client::registry::Registry;
 use std::{
     convert::Infallible,
@@ -24,7 +24,7 @@ use std::{
 };
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// To say goodbye to the backend.
 const LEAVING: Duration = Duration::from_secs(5);
@@ -56,11 +56,15 @@ impl Current {
     pub(crate) fn new(config: Config) -> Result<Arc<Self>, HostKeyError> {
         let keys = match &config.ssh.host_keys {
             HostKeys::Given(keys) => keys.clone(),
-            HostKeys::Kept => vec![hostkey::kept(&config.frontend.state_dir)?],
+            HostKeys::Kept => vec![hostkey::kept(&config.frontend.state_dir).inspect_err(|error| {
+                error!(code = codes::CORE_HOST_KEY_GENERATION_FAILED, %error, "there is no host key, and none can be kept");
+            })?],
         };
         let russh = Arc::new(russh_config(&config.ssh, keys, config.auth.methods(&config.users)));
         for warning in &config.auth.warnings {
-            warn!("{warning}");
+            let code =
+                warning.starts_with(codes::CONFIG_AUTH_URL_DEPRECATED).then_some(codes::CONFIG_AUTH_URL_DEPRECATED);
+            warn!(code, "{warning}");
         }
         Ok(Arc::new(Self { config: Arc::new(config), russh }))
     }
@@ -249,14 +253,17 @@ async fn finish_after(
         pool.resolve().await;
         tasks.tracker.spawn(Arc::clone(pool).keep_resolving(tasks.stop.clone()));
     }
-    info!(address = listen::describe(&listener), users = server.current().config.users.len(), "serving SSH");
+    let (address, users) = (listen::describe(&listener), server.current().config.users.len());
+    info!(code = codes::SSH_AVAILABLE, address, users, "serving SSH");
+    info!(code = codes::SERVICE_POOL_RUNNING, "everything serves");
     tokio::select! {
         () = listen::accept(Arc::clone(&server), listener, shutdown.soft.clone()) => {}
         never = follow(tasks.pool.as_deref(), &readiness) => match never {},
     }
     readiness.set(false);
     let drain = server.current().config.frontend.drain_timeout;
-    info!(connections = server.connections.len(), ?drain, "shutting down");
+    let connections = server.connections.len();
+    info!(code = codes::SERVICE_POOL_STOPPING, connections, ?drain, "shutting down");
     server.connections.close();
     let text = format!("the server is shutting down; this session ends in {} s at the latest", drain.as_secs());
     server.notice.send_replace(Some(text.into()));
@@ -278,4 +285,5 @@ async fn finish_after(
     tasks.stop.cancel();
     tasks.tracker.close();
     let _ = timeout(LEAVING, tasks.tracker.wait()).await;
+    info!(code = codes::SERVICE_POOL_STOPPED, "the frontend has ended");
 }

@@ -2,6 +2,7 @@
 //! ordered shutdown. Knows nothing of SSH, gRPC services or Kubernetes.
 
 pub mod admin;
+pub mod codes;
 pub mod config;
 pub mod files;
 pub mod reload;

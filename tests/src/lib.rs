@@ -17,6 +17,7 @@ mod world;
 
 pub use echo::Loop;
 pub use master::Master;
+pub use nix::sys::signal::Signal;
 pub use process::{Answered, Running, faketime, finish, program, program_of_tests, python, wait_so_long, wait_until};
 pub use terminal::Terminal;
 pub use world::{Setup, World, image, image_with_agent, only_embedded};

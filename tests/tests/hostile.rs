@@ -75,7 +75,7 @@ async fn follow(frames: &mut Streaming<v1::RunSessionResponse>, time: Duration) 
 }
 
 async fn close(channel: &Channel, connection_id: String) {
-    let request = v1::CloseConnectionRequest { connection_id };
+    let request = v1::CloseConnectionRequest { connection_id, keep_detached: false };
     ConnectionServiceClient::new(channel.clone()).close_connection(request).await.expect("closes");
 }
 

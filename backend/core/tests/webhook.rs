@@ -12,7 +12,7 @@ use podbay_backend_core::{
     lifecycle::Lifecycle,
     ownership::{Leases, Reaper},
 };
-use podbay_runtime::config::Document;
+use podbay_runtime::{config::Document, webhook::CallMetrics};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
@@ -27,7 +27,7 @@ struct Webhook {
 
 #[async_trait]
 impl Ask for Webhook {
-    async fn ask(&self, question: &Value) -> Result<Value, String> {
+    async fn ask(&self, question: &Value, _: &CallMetrics) -> Result<Value, String> {
         self.asked.lock().expect("a lock").push(question.clone());
         self.answer.lock().expect("a lock").clone()
     }

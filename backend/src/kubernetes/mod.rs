@@ -36,6 +36,7 @@ use podbay_backend_core::{
     cluster::{Cluster, ClusterError, PodChange, PodRef, StreamRequest, Streams},
     config::{Connection, EVERYWHERE},
 };
+use podbay_runtime::codes;
 use serde::de::DeserializeOwned;
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::{sync::mpsc, time::timeout};
@@ -253,6 +254,7 @@ impl Cluster for KubeCluster {
     }
 
     async fn watch_pod(&self, pod: &PodRef) -> Result<mpsc::Receiver<PodChange>, ClusterError> {
+        tracing::debug!(code = codes::KUBERNETES_POD_WAIT, pod = pod.name, "watching a pod");
         let (sender, receiver) = mpsc::channel(16);
         let api = self.pods(&pod.namespace);
         self.tasks.spawn(watch::follow(self.ways().unary.clone(), api, pod.clone(), sender));
@@ -287,6 +289,8 @@ impl Cluster for KubeCluster {
         };
         let http_request = http_request.map_err(|error| ClusterError::Invalid { message: error.to_string() })?;
         let ways = self.ways();
+        let code = if request.command.is_some() { codes::KUBERNETES_EXEC } else { codes::KUBERNETES_POD_ATTACH };
+        tracing::debug!(code, pod = pod.name, container = request.container, tty = request.tty, "asking for a stream");
         let started = tokio::time::Instant::now();
         let connected = ways.streams.connect(http_request).await.map_err(|error| cluster_error(&error));
         let verb = if request.command.is_some() { "exec" } else { "attach" };

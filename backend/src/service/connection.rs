@@ -38,16 +38,16 @@ impl ConnectionService for Service {
             let started = Instant::now();
             let (connection, user) = (request.who.connection, request.who.user.name.clone());
             let result = this.connections.open(request, events).await;
-            let (code, outcome) = match &result {
-                Ok(()) => (Code::Ok, "ready"),
+            let (code, failed) = match &result {
+                Ok(()) => (Code::Ok, None),
                 Err(refusal) => {
                     let reason = refusal.reason().as_str_name();
                     tracing::info!(%connection, user, reason, why = refusal.message, "connection not opened");
-                    (podbay::code_of(refusal.reason()), "failed")
+                    (podbay::code_of(refusal.reason()), Some(refusal.reason()))
                 }
             };
             this.metrics.call("OpenConnection", code, started.elapsed());
-            this.metrics.pod(outcome);
+            this.metrics.pod(failed);
             if result.is_ok() {
                 this.metrics.started(started.elapsed());
             }

@@ -10,6 +10,7 @@ use podbay_backend_core::{
     identity::User,
     session::{Opening, Report, ToClient, first_frame},
 };
+use podbay_runtime::codes;
 use std::{pin::Pin, time::Duration};
 use tokio::{
     sync::mpsc,
@@ -180,14 +181,18 @@ impl Service {
         self.metrics.session_end(kind);
         self.metrics.bytes(stdin, stdout, stderr);
         let code = match (kind, &refusal) {
-            ("refused", Some(refusal)) => podbay::code_of(refusal.reason()),
+            ("refused", Some(refusal)) => {
+                self.metrics.session_refused(refusal.reason());
+                podbay::code_of(refusal.reason())
+            }
             ("gone", _) => tonic::Code::Cancelled,
             _ => tonic::Code::Ok,
         };
         self.metrics.call("RunSession", code, started.elapsed());
         let reason = refusal.as_ref().map(|refusal| refusal.reason().as_str_name());
         let why = refusal.map(|refusal| refusal.message);
-        tracing::info!(%connection, %session, kind, reason, why, stdin, stdout, stderr, "session ended");
+        let code = (kind == "lost").then_some(codes::KUBERNETES_EXIT_CODE_FAILED);
+        tracing::info!(code, %connection, %session, kind, reason, why, stdin, stdout, stderr, "session ended");
     }
 
     /// Reads and checks the first frame.

@@ -5,7 +5,7 @@
 use futures::future::BoxFuture;
 use podbay_backend::{
     kubernetes::{ConnectError, KubeCluster},
-    metrics::KubernetesMetrics,
+    metrics::{Equivalents, KubernetesMetrics},
 };
 use podbay_backend_core::{
     cluster::{PodRef, StreamRequest},
@@ -87,7 +87,9 @@ pub fn connection(connection: &str) -> config::Connection {
 /// The same where it may not be possible.
 pub async fn try_cluster(connection: &str) -> Result<KubeCluster, ConnectError> {
     let settings = settings(connection);
-    let metrics = KubernetesMetrics::new(&mut Registry::default());
+    let mut registry = Registry::default();
+    let containerssh = Equivalents::new(&mut registry, false);
+    let metrics = KubernetesMetrics::new(&mut registry, containerssh);
     KubeCluster::new(&settings.connection, settings.timeouts.http, metrics).await
 }
 

@@ -1,9 +1,16 @@
 //! ContainerSSH's authentication webhook: one question for each attempt, `/password`, `/pubkey` and `/authz`.
 
+use crate::metrics::Metrics;
 use podbay::ConnectionId;
-use podbay_runtime::webhook::{Client, Facts, Json};
+use podbay_runtime::{
+    codes,
+    webhook::{CallError, Client, Facts, Json},
+};
 use serde_json::{Map, Value, json};
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+};
 use tracing::{debug, error};
 use zeroize::Zeroizing;
 
@@ -18,6 +25,10 @@ pub struct Subject<'a> {
     pub connection: ConnectionId,
     /// Its identification.
     pub version: &'a str,
+    /// Counts.
+    pub metrics: &'a Metrics,
+    /// Whether the last answer took more than one call.
+    pub retried: &'a AtomicBool,
 }
 
 /// The answer to an attempt.
@@ -102,20 +113,39 @@ fn read(answer: Value) -> Result<Option<Facts>, String> {
 /// Asks. Cancel safe: dropping it ends the calls.
 pub async fn ask(client: &Client, subject: Subject<'_>, question: &Question, known: &Facts) -> Verdict {
     let (connection, user, authtype) = (subject.connection, subject.user, question.kind());
-    let failed = |error: &podbay_runtime::webhook::CallError, tries| {
-        debug!(%connection, user, authtype, code = "AUTH_BACKEND_ERROR", reason = error.code(), tries, "the authentication webhook {error}");
+    let counted = subject.metrics.auth_calls().of(authtype);
+    let failed = |error: &CallError, tries| {
+        let (code, reason) = (codes::AUTH_BACKEND_ERROR, counted.reason(error));
+        debug!(%connection, user, authtype, code, reason, tries, "the authentication webhook {error}");
     };
-    let answer = client.ask::<Value>(question.path(), &body(&subject, question, known), failed).await;
-    let why = match answer
-        .map_err(|error| error.to_string())
-        .and_then(|answer| read(answer).map_err(|why| format!("answered with what is no valid answer: {why}")))
-    {
-        Ok(Some(facts)) => return Verdict::Accepted(facts),
-        Ok(None) => return Verdict::Refused,
-        Err(why) => why,
+    debug!(%connection, user, authtype, code = codes::AUTH, "asking the authentication webhook");
+    let asked = client.ask(question.path(), &body(&subject, question, known), counted, read, failed).await;
+    let (verdict, tries) = match asked {
+        Ok(answer) => (answer.value.map_or(Verdict::Refused, Verdict::Accepted), answer.tries),
+        Err(why) => {
+            let (code, reason) = (codes::AUTH_BACKEND_ERROR, counted.reason(&why.last));
+            error!(%connection, user, authtype, code, reason, url = client.endpoint().url, "the authentication webhook {why}");
+            (Verdict::Unavailable, why.tries)
+        }
     };
-    error!(%connection, user, authtype, code = "AUTH_BACKEND_ERROR", url = client.endpoint().url, "the authentication webhook {why}");
-    Verdict::Unavailable
+    let retried = tries > 1;
+    subject.retried.store(retried, Ordering::Relaxed);
+    let success = match &verdict {
+        Verdict::Accepted(_) => {
+            debug!(%connection, user, authtype, code = codes::AUTH_SUCCESSFUL, "the authentication webhook says yes");
+            true
+        }
+        Verdict::Refused => {
+            debug!(%connection, user, authtype, code = codes::AUTH_FAILED, "the authentication webhook says no");
+            false
+        }
+        Verdict::Unavailable => return verdict,
+    };
+    // The others are counted where it shows whether a key's owner asks.
+    if matches!(question, Question::Authorization) {
+        subject.metrics.authorized(success, retried);
+    }
+    verdict
 }
 
 #[cfg(test)]
@@ -128,6 +158,8 @@ mod tests {
             remote: "[2001:db8::1]:4022".parse().expect("an address"),
             connection: ConnectionId::from_bytes([0xab; 16]),
             version: "SSH-2.0-OpenSSH_9.6",
+            metrics: Box::leak(Box::new(Metrics::new(&mut prometheus_client::registry::Registry::default()))),
+            retried: Box::leak(Box::default()),
         }
     }
 

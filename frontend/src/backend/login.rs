@@ -11,14 +11,17 @@ use crate::metrics::{Closing, Metrics};
 use arc_swap::ArcSwap;
 use futures::StreamExt as _;
 use podbay::{ConnectionId, v1};
-use podbay_runtime::webhook::{Entry, Facts};
+use podbay_runtime::{
+    codes,
+    webhook::{Entry, Facts},
+};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// Added to the backend's own deadlines, so that its answer, which says more, arrives first.
 const GRACE: Duration = Duration::from_secs(2);
@@ -102,21 +105,27 @@ impl Login {
         let opened = tokio::select! {
             opened = self.open(backend, &claim, &mut opening) => opened,
             () = self.gone.cancelled() => {
-                debug!("the client went before the connection was open");
+                metrics.handshake(false);
+                info!(code = codes::SSH_HANDSHAKE_FAILED, connection = %self.id, user = self.user, remote = self.remote,
+                    "the client went before the connection was open");
                 return self.close(backend, metrics, &opening).await;
             }
         };
         match opened {
             Ok(opened) => {
-                info!(target: "podbay::activity", connection = %self.id, user = self.user, remote = self.remote,
-                    pod = opened.pod, "connection opened");
+                metrics.handshake(true);
+                info!(target: "podbay::activity", code = codes::SSH_HANDSHAKE_SUCCESSFUL, connection = %self.id, user = self.user,
+                    remote = self.remote, pod = opened.pod, "connection opened");
                 let opened = Arc::new(opened);
                 claim.opened(&opened);
                 self.phase.send_replace(Phase::Open(opened));
             }
             Err(OpenError { refusal, terms, begun }) => {
-                warn!(connection = %self.id, user = self.user, reason = refusal.reason().as_str_name(),
-                    "connection not opened: {}", refusal.message);
+                metrics.handshake(false);
+                error!(code = codes::SSH_BACKEND_REJECTED_HANDSHAKE, connection = %self.id, user = self.user, remote = self.remote,
+                    reason = refusal.reason().as_str_name(), "connection not opened: {}", refusal.message);
+                info!(code = codes::SSH_HANDSHAKE_FAILED, connection = %self.id, user = self.user, remote = self.remote,
+                    "the backend has refused the connection");
                 opening.terms = terms;
                 opening.begun = begun;
                 if refusal.reason() == v1::Reason::OwnerExpired {

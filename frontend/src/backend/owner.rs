@@ -3,6 +3,7 @@
 use super::{Backend, Tour, phase::Opened};
 use bytes::Bytes;
 use podbay::{ConnectionId, OwnerId, v1};
+use podbay_runtime::codes;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -162,7 +163,7 @@ impl Owner {
         state.id = fresh();
         state.claimed = false;
         let connections = state.connections.values().filter(|entry| entry.owner == lost).count();
-        error!(owner = %lost, connections, "the lease of this process was lost; its connections end");
+        error!(code = codes::OWNER_LOST, owner = %lost, connections, "the lease of this process was lost; its connections end");
         let _ = self.lost.send(lost);
     }
 

@@ -10,7 +10,7 @@ mod users;
 
 pub use algorithms::Algorithms;
 pub use frontend::{BackendConfig, FrontendConfig};
-pub use operations::{MetricsConfig, Operations};
+pub use operations::{MetricsConfig, Operations, ServerAt};
 pub use penalties::PenaltyConfig;
 pub use ssh::{HostKeys, SshConfig};
 
@@ -175,9 +175,10 @@ security: {anything: goes}
             "metrics: {{enable: true, listen: '127.0.0.1:9', path: /m}}\nhealth: {{enable: true}}\n{MINIMAL}"
         ));
         let operations = good.expect("a configuration").operations;
-        let metrics = MetricsConfig { listen: "127.0.0.1:9".parse().expect("an address"), path: "/m".into() };
-        assert_eq!(operations.metrics, Some(metrics));
-        assert_eq!(operations.health.map(|at| at.to_string()).as_deref(), Some("0.0.0.0:7000"));
+        let metrics = operations.metrics.expect("enabled");
+        assert_eq!((metrics.server.listen.to_string().as_str(), metrics.path.as_str()), ("127.0.0.1:9", "/m"));
+        assert!(metrics.server.tls.is_none());
+        assert_eq!(operations.health.map(|at| at.listen.to_string()).as_deref(), Some("0.0.0.0:7000"));
         // As ContainerSSH dumps its defaults.
         let dumped = "
 log: {level: 5, format: ljson, destination: stdout, file: /var/log/containerssh/containerssh.log,
@@ -194,18 +195,26 @@ docker: {anything: goes}
 sshproxy: {anything: goes}
 ";
         let config = read(&format!("{dumped}{MINIMAL}")).expect("a configuration");
-        assert_eq!(config.operations, Operations::default());
+        assert!(config.operations.metrics.is_none() && config.operations.health.is_none());
         for (text, wanted) in [
-            ("metrics: {enable: true, cert: x}", "t.yaml:1:31: metrics.cert: TLS is not built here"),
+            ("metrics: {enable: true, cert: x}", "t.yaml:1:31: metrics.cert: cert and key belong together"),
+            ("metrics: {enable: true, cert: /nosuch, key: /nosuch}", "metrics.cert: /nosuch: "),
+            ("metrics: {enable: true, cert: '-----BEGIN X', key: '-----BEGIN X'}", "metrics.cert: TLS: "),
+            ("health: {enable: true, tlsVersion: '1.1'}", "health.tlsVersion: \"1.1\" is none of 1.2, 1.3"),
             ("metrics: {enable: true, path: m}", "metrics.path: must begin with /"),
             ("metrics: {enabled: true}", "metrics.enabled: unknown key; did you mean enable?"),
-            ("health: {enable: true, clientcacert: x}", "health.clientcacert: TLS is not built here"),
+            (
+                "health: {enable: true, clientcacert: x}",
+                "health.clientcacert: asks for clients' certificates, which takes TLS",
+            ),
             ("audit: {enable: true}", "t.yaml:1:17: audit.enable: there is no audit log yet"),
             ("audit: {format: audit}", "audit.format: \"audit\" is none of none, binary, asciinema"),
             ("geoip: {provider: maxmind}", "geoip.provider: maxmind is not built: use dummy"),
-            ("log: {destination: syslog}", "log.destination: is not supported: logs go to stderr or stdout"),
-            ("log: {destination: file}", "log.destination: is not supported: logs go to stderr or stdout"),
-            ("log: {format: xml}", "log.format: \"xml\" is none of text, json, ljson"),
+            (
+                "log: {destination: file, file: /nosuch/x}",
+                "log.file: there is no directory for /nosuch/x: make it first",
+            ),
+            ("log: {format: xml}", "log.format: \"xml\" is none of plain, json, ljson, text"),
             ("listen: '0.0.0.0:22'", "listen: is not supported: it has been ssh.listen"),
         ] {
             let told = read(&format!("{text}\n{MINIMAL}")).expect_err(text);

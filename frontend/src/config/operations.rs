@@ -1,28 +1,50 @@
-//! ContainerSSH's `metrics`, `health`, `audit` and `geoip`. The first two are served; of the others what is switched off is read and
+//! ContainerSSH's `metrics`, `health`, `audit` and `geoip`. The first two are served, over TLS where they name a certificate; of the others what is switched off is read and
 //! has no effect, as in ContainerSSH, and what is switched on is refused, for it would not be there.
 
-use podbay_runtime::config::{Secret, Section};
+use podbay_runtime::{
+    config::{Secret, Section},
+    tls::{Followed, PemSource, WebServer},
+};
+use rustls::ServerConfig;
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
 /// `metrics`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct MetricsConfig {
     /// Where.
-    pub listen: SocketAddr,
+    pub server: ServerAt,
     /// Under which path.
     pub path: String,
 }
 
+/// An HTTP server.
+#[derive(Debug, Clone)]
+pub struct ServerAt {
+    /// `listen`
+    pub listen: SocketAddr,
+    /// `cert`, `key`, `clientcacert`, `tlsVersion`; `None` = HTTP without TLS.
+    pub tls: Option<Arc<Followed<ServerConfig>>>,
+    /// What `tls` was made of.
+    made_of: Option<WebServer>,
+}
+
+impl PartialEq for ServerAt {
+    fn eq(&self, other: &Self) -> bool {
+        (self.listen, &self.made_of) == (other.listen, &other.made_of)
+    }
+}
+
 /// What operators see.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Operations {
     /// `metrics`; `None` = not enabled.
     pub metrics: Option<MetricsConfig>,
-    /// `health`: where; `None` = not enabled.
-    pub health: Option<SocketAddr>,
+    /// `health`; `None` = not enabled.
+    pub health: Option<ServerAt>,
 }
 
 impl Operations {
@@ -43,48 +65,73 @@ fn metrics(mut section: Section) -> Option<MetricsConfig> {
     if !path.starts_with('/') {
         section.mistake("path", "must begin with /");
     }
-    let listen = section.or("listen", anywhere(9100));
-    server(&mut section, enable);
-    enable.then_some(MetricsConfig { listen, path })
+    let server = server(&mut section, enable, 9100);
+    enable.then_some(MetricsConfig { server, path })
 }
 
-fn health(mut section: Section) -> Option<SocketAddr> {
+fn health(mut section: Section) -> Option<ServerAt> {
     let enable = section.or("enable", false);
-    let listen = section.or("listen", anywhere(7000));
-    server(&mut section, enable);
+    let server = server(&mut section, enable, 7000);
     let mut client = section.section("client");
     // For ContainerSSH's --healthcheck, which is not there: whatever asks is told where to.
     client.filled("url", "http://127.0.0.1:7000/".to_owned());
     client.or("allowRedirects", false);
     client.filled("timeout", Duration::from_secs(2));
-    tls(&mut client);
-    client.get::<String>("cacert");
-    enable.then_some(listen)
+    for key in ["cacert", "cert", "key"] {
+        client.get::<Secret>(key);
+    }
+    tuning(&mut client);
+    drop(client);
+    enable.then_some(server)
 }
 
-/// The keys of ContainerSSH's HTTP servers: TLS is not built, and its fine tuning has no meaning without.
-fn server(section: &mut Section, enable: bool) {
-    let given = |section: &Section, key| enable && section.has(key);
-    let secret =
-        |section: &mut Section, key: &str| section.get::<Secret>(key).is_some_and(|text| !text.expose().is_empty());
-    for key in ["cert", "key", "clientcacert"] {
-        if secret(section, key) && given(section, key) {
-            section.mistake(key, "TLS is not built here: listen on loopback or behind a proxy, and leave this out");
+/// The keys of ContainerSSH's HTTP servers. As there, they are looked at only where the server is enabled, and those of TLS only where there is a
+/// certificate; but a CA without one is no TLS at all, where somebody wants to know who asks.
+fn server(section: &mut Section, enable: bool, port: u16) -> ServerAt {
+    let listen = section.or("listen", anywhere(port));
+    let mut pem = |key: &str| section.get::<Secret>(key).and_then(|text| PemSource::parse(text.expose()));
+    let (cert, key, client_ca) = (pem("cert"), pem("key"), pem("clientcacert"));
+    let old = tuning(section);
+    let plain = ServerAt { listen, tls: None, made_of: None };
+    if !enable || section.describing() {
+        return plain;
+    }
+    match (cert, key) {
+        (Some(cert), Some(key)) => {
+            for key in ["curves", "cipher"] {
+                if section.has(key) {
+                    let text = "is not supported with TLS: the suites and groups are rustls's own, all of them sound: leave it out";
+                    section.mistake(key, text);
+                }
+            }
+            let made_of = WebServer { cert, key, client_ca, old };
+            match Followed::web_server(made_of.clone()) {
+                Ok(tls) => ServerAt { listen, tls: Some(tls), made_of: Some(made_of) },
+                Err(error) => {
+                    section.mistake("cert", error.to_string());
+                    plain
+                }
+            }
+        }
+        (None, None) => {
+            if client_ca.is_some() {
+                section.mistake("clientcacert", "asks for clients' certificates, which takes TLS: give cert and key");
+            }
+            plain
+        }
+        (Some(_), None) | (None, Some(_)) => {
+            section.mistake("cert", "cert and key belong together");
+            plain
         }
     }
-    tuning(section);
 }
 
-fn tls(section: &mut Section) {
-    section.get::<Secret>("cert");
-    section.get::<Secret>("key");
-    tuning(section);
-}
-
-fn tuning(section: &mut Section) {
-    section.word("tlsVersion", &[("1.2", ()), ("1.3", ())], "1.3");
+/// Whether TLS 1.2 is taken.
+fn tuning(section: &mut Section) -> bool {
+    let old = section.word("tlsVersion", &[("1.2", true), ("1.3", false)], "1.3");
     section.words("curves");
     section.words("cipher");
+    old.unwrap_or(false)
 }
 
 fn audit(mut section: Section) {

@@ -20,6 +20,7 @@ use control::Controls;
 use output::Output;
 use podbay::v1;
 use podbay_frontend_core::{Ending, Report, Start, WindowSize, exit::LOST};
+use podbay_runtime::codes;
 use russh::{
     ChannelWriteHalf,
     server::{Handle, Msg},
@@ -107,8 +108,13 @@ impl Session {
             }
         };
         input.close();
-        debug!(connection = %conn.id, channel = write.id().number(), ?ending, "session ended");
+        let report_code = |report: &Report| match report {
+            Report::Signal { .. } => codes::SSH_EXIT_SIGNAL,
+            Report::Status(_) | Report::Failed { .. } => codes::SSH_EXIT,
+        };
+        let (connection, channel, shown) = (conn.id, write.id().number(), format!("{ending:?}"));
         let report = ending.report();
+        debug!(code = report_code(&report), %connection, channel, ending = %shown, "session ended");
         match &report {
             // OpenSSH keeps the message of an exit-signal to itself.
             Report::Failed { message, .. } | Report::Signal { message, .. } if !message.is_empty() => {

@@ -15,6 +15,7 @@ use crate::{
     server::Server,
 };
 use podbay_frontend_core::penalties::Offence;
+use podbay_runtime::codes;
 use russh::{
     Disconnect, Error,
     server::{Handle, run_stream},
@@ -46,7 +47,7 @@ pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, per
     let current = server.current();
     let config = &current.config;
     let conn = Conn::new(Arc::clone(&server), Arc::clone(config), peer);
-    debug!(connection = %conn.id, remote = %conn.remote, "connected");
+    debug!(code = codes::SSH_CONNECTED, connection = %conn.id, remote = %conn.remote, "connected");
     if let Err(error) = socket_options(&stream, &config.ssh) {
         debug!(connection = %conn.id, "socket options: {error}");
     }
@@ -79,7 +80,7 @@ pub async fn serve(server: Arc<Server>, stream: TcpStream, peer: SocketAddr, per
         }
     };
     punish(&conn, began);
-    finished(&conn, result);
+    finished(&conn, &result, began);
     drop(ending);
     conn.tasks.close();
     conn.tasks.wait().await;
@@ -131,8 +132,7 @@ async fn supervise(
             reason = ended(conn) => return farewell(handle, reason).await,
         };
         if !logged_in {
-            server.metrics.turned(Turned::LoginGrace);
-            info!(connection = %conn.id, remote = %conn.remote, "no login in time");
+            conn.server.metrics.turned(Turned::LoginGrace);
             return;
         }
         counted.logged_in = true;
@@ -226,25 +226,35 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.server.metrics.left(self.state);
         if !self.logged_in {
-            self.server.metrics.not_logged_in();
+            self.server.metrics.handshake(false);
         }
     }
 }
 
 fn garbage(conn: &Conn, error: &Error) {
     conn.server.metrics.turned(Turned::Garbage);
-    info!(connection = %conn.id, remote = %conn.remote, "cut before keys were exchanged: {error}");
+    let code = codes::SSH_HANDSHAKE_FAILED;
+    info!(code, connection = %conn.id, remote = %conn.remote, "cut before keys were exchanged: {error}");
 }
 
-fn finished(conn: &Conn, result: Result<(), Error>) {
-    let stage = *conn.stage.borrow();
-    match result {
-        Err(Error::KeepaliveTimeout) => {
+fn finished(conn: &Conn, result: &Result<(), Error>, began: Instant) {
+    let (id, remote, stage) = (conn.id, conn.remote, *conn.stage.borrow());
+    let ended = match result {
+        Ok(()) => "the client left".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    match (result, stage) {
+        (Err(Error::KeepaliveTimeout), _) => {
             conn.server.metrics.keepalive_lost();
-            info!(connection = %conn.id, remote = %conn.remote, "the client answers no more");
+            info!(code = codes::SSH_KEEPALIVE_NORESP, connection = %id, %remote, "the client answers no more");
         }
-        Err(error) if stage == Stage::Connected => garbage(conn, &error),
-        Err(error) => debug!(connection = %conn.id, ?stage, "disconnected: {error}"),
-        Ok(()) => debug!(connection = %conn.id, "disconnected"),
+        (Err(error), Stage::Connected) => garbage(conn, error),
+        (Ok(()) | Err(_), Stage::Connected | Stage::Keyed | Stage::LoggedIn) => {}
     }
+    if stage == Stage::Keyed {
+        let late = began.elapsed() >= conn.config.frontend.login_grace_time;
+        let why = if late { "no login in time" } else { "gone without a login" };
+        info!(code = codes::SSH_HANDSHAKE_FAILED, connection = %id, %remote, "{why}: {ended}");
+    }
+    debug!(code = codes::SSH_DISCONNECTED, connection = %id, ?stage, "disconnected: {ended}");
 }

@@ -20,7 +20,7 @@ use crate::{
 use podbay_frontend_core::{
     ChannelState, Program as What, PtyRequest, Request, Start, Step, WindowSize, channel::NotText,
 };
-use podbay_runtime::webhook::Facts;
+use podbay_runtime::{codes, webhook::Facts};
 use prometheus_client::metrics::counter::Counter;
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Error, Pty, Sig,
@@ -206,7 +206,8 @@ impl Callbacks {
         match entry.state.request(request) {
             Step::Accept => session.channel_success(id),
             Step::Refuse(why) => {
-                debug!(connection = %self.conn.id, channel = id.number(), "request refused: {why}");
+                let (code, connection) = (codes::SSH_CHANNEL_REQUEST_FAILED, self.conn.id);
+                debug!(code, %connection, channel = id.number(), "request refused: {why}");
                 self.turned(Turned::Request);
                 session.channel_failure(id)
             }
@@ -248,8 +249,8 @@ impl Callbacks {
         Ok(())
     }
 
-    async fn reject(&mut self, reply: ChannelOpenHandle, why: &str) -> Result<(), Error> {
-        self.denied("SECURITY_FORWARDING_REJECTED", None);
+    async fn reject(&mut self, reply: ChannelOpenHandle, code: &'static str, why: &str) -> Result<(), Error> {
+        self.denied(code, None);
         self.turned(Turned::ChannelType);
         reply.reject(ChannelOpenFailure::Other { code: PROHIBITED, reason: why.to_owned() }).await;
         Ok(())
@@ -348,6 +349,8 @@ impl Handler for Callbacks {
     ) -> Result<(), Error> {
         self.channels.retain(|_, entry| !entry.finished());
         if let Some(why) = self.no_room() {
+            self.denied(codes::SECURITY_MAX_SESSIONS, None);
+            debug!(code = codes::SSH_NEW_CHANNEL_REJECTED, connection = %self.conn.id, "a channel is refused: {why}");
             self.turned(Turned::TooManySessions);
             reply.reject(ChannelOpenFailure::Other { code: RESOURCE_SHORTAGE, reason: why.to_owned() }).await;
             return Ok(());
@@ -356,6 +359,7 @@ impl Handler for Callbacks {
         self.conn.channels.fetch_add(1, Ordering::Relaxed);
         let slot = Slot(Arc::clone(&self.conn));
         let id = channel.id();
+        debug!(code = codes::SSH_NEW_CHANNEL, connection = %self.conn.id, channel = id.number(), "a channel is opened");
         // The read half is dropped: russh would wait for whoever reads it, and with it the whole connection.
         let (_, write) = channel.split();
         let input = Input::new(id, &self.conn);
@@ -372,7 +376,7 @@ impl Handler for Callbacks {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Error> {
-        self.reject(reply, "X11 is not supported by this server").await
+        self.reject(reply, codes::SECURITY_X11_FORWARDING_REJECTED, "X11 is not supported by this server").await
     }
 
     async fn channel_open_direct_tcpip(
@@ -385,7 +389,7 @@ impl Handler for Callbacks {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Error> {
-        self.reject(reply, NO_FORWARDING).await
+        self.reject(reply, codes::SECURITY_FORWARDING_REJECTED, NO_FORWARDING).await
     }
 
     async fn channel_open_forwarded_tcpip(
@@ -398,7 +402,7 @@ impl Handler for Callbacks {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Error> {
-        self.reject(reply, NO_FORWARDING).await
+        self.reject(reply, codes::SECURITY_FORWARDING_REJECTED, NO_FORWARDING).await
     }
 
     async fn channel_open_direct_streamlocal(
@@ -408,7 +412,7 @@ impl Handler for Callbacks {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Error> {
-        self.reject(reply, NO_FORWARDING).await
+        self.reject(reply, codes::SECURITY_FORWARDING_REJECTED, NO_FORWARDING).await
     }
 
     fn adjust_window(&mut self, id: ChannelId, current: u32) -> u32 {
@@ -471,7 +475,8 @@ impl Handler for Callbacks {
         session: &mut Session,
     ) -> Result<(), Error> {
         if !self.permits.pty {
-            debug!(connection = %self.conn.id, "the user's certificate permits no terminal");
+            let code = codes::SSH_CHANNEL_REQUEST_FAILED;
+            debug!(code, connection = %self.conn.id, "the user's certificate permits no terminal");
             self.turned(Turned::Request);
             return session.channel_failure(id);
         }
@@ -547,7 +552,7 @@ impl Handler for Callbacks {
     }
 
     async fn tcpip_forward(&mut self, _: &str, _: &mut u32, _: &mut Session) -> Result<bool, Error> {
-        self.denied("SECURITY_REVERSE_FORWARDING_REJECTED", None);
+        self.denied(codes::SECURITY_REVERSE_FORWARDING_REJECTED, None);
         self.turned(Turned::Request);
         Ok(false)
     }
@@ -557,7 +562,7 @@ impl Handler for Callbacks {
     }
 
     async fn streamlocal_forward(&mut self, _: &str, _: &mut Session) -> Result<bool, Error> {
-        self.denied("SECURITY_REVERSE_FORWARDING_REJECTED", None);
+        self.denied(codes::SECURITY_REVERSE_FORWARDING_REJECTED, None);
         self.turned(Turned::Request);
         Ok(false)
     }

@@ -5,7 +5,7 @@ use crate::{
     auth::{Subject, Verdict},
     metrics::{Method, Outcome},
 };
-use podbay_runtime::webhook::Facts;
+use podbay_runtime::{codes, webhook::Facts};
 use russh::{
     Error, MethodSet,
     keys::{Algorithm, PublicKey},
@@ -27,7 +27,10 @@ pub(super) struct Offered {
 /// Whom a webhook is asked about.
 pub(super) fn subject<'a>(conn: &'a Conn, user: &'a str) -> Subject<'a> {
     let version = conn.version.get().map_or("", String::as_str);
-    Subject { user, remote: (conn.remote, conn.port).into(), connection: conn.id, version }
+    // Whoever is asked next says so; the file is asked once.
+    conn.retried.store(false, Ordering::Relaxed);
+    let (metrics, retried) = (&conn.server.metrics, &conn.retried);
+    Subject { user, remote: (conn.remote, conn.port).into(), connection: conn.id, version, metrics, retried }
 }
 
 /// Signatures that are worth nothing.
@@ -80,13 +83,15 @@ impl Callbacks {
         key: Option<String>,
     ) -> Result<Auth, Error> {
         let conn = Arc::clone(&self.conn);
+        let retried = conn.retried.load(Ordering::Relaxed);
         let verdict = self.answer(conn.config.auth.authorize(subject(&conn, user), known)).await?;
         if let Verdict::Accepted(known) = &verdict {
             let authenticated = known.authenticated.as_deref().filter(|name| *name != user);
-            info!(connection = %conn.id, remote = %conn.remote, user, authenticated, key, ?method, "logged in");
+            let code = codes::SSH_AUTH_SUCCESSFUL;
+            info!(code, connection = %conn.id, remote = %conn.remote, user, authenticated, key, ?method, "logged in");
             self.known = known.clone();
             user.clone_into(&mut self.user);
-            conn.server.metrics.auth(method, Outcome::Success);
+            conn.server.metrics.auth(method, Outcome::Success, retried);
             return Ok(Auth::Accept);
         }
         self.failed(user, method, &verdict)
@@ -99,8 +104,13 @@ impl Callbacks {
             self.conn.failures.fetch_add(1, Ordering::Relaxed);
         }
         let unavailable = *verdict == Verdict::Unavailable;
-        self.conn.server.metrics.auth(method, if unavailable { Outcome::Unavailable } else { Outcome::Failure });
-        info!(connection = %self.conn.id, remote = %self.conn.remote, user, ?method, unavailable, "login failed");
+        let (code, outcome) = if unavailable {
+            (codes::SSH_AUTH_UNAVAILABLE, Outcome::Unavailable)
+        } else {
+            (codes::SSH_AUTH_FAILED, Outcome::Failure)
+        };
+        self.conn.server.metrics.auth(method, outcome, self.conn.retried.load(Ordering::Relaxed));
+        info!(code, connection = %self.conn.id, remote = %self.conn.remote, user, ?method, unavailable, "login failed");
         if self.failures > MAX_FAILURES {
             return Err(Error::NoAuthMethod);
         }

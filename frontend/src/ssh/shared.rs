@@ -68,6 +68,8 @@ pub struct Conn {
     pub channels: AtomicUsize,
     /// Attempts to log in that failed.
     pub failures: AtomicUsize,
+    /// The webhook's last answer took more than one call.
+    pub retried: AtomicBool,
     /// A session tells its user why the connection ends.
     telling: AtomicBool,
     /// Programs that were let in by [`Conn::admit`].
@@ -95,6 +97,7 @@ impl Conn {
             tasks: TaskTracker::new(),
             channels: AtomicUsize::new(0),
             failures: AtomicUsize::new(0),
+            retried: AtomicBool::new(false),
             telling: AtomicBool::new(false),
             programs: AtomicUsize::new(0),
         })

@@ -109,7 +109,7 @@ impl World {
         file: Option<(&str, Before<'_>)>,
     ) -> Self {
         if std::env::var_os("RUST_LOG").is_some() {
-            podbay_runtime::telemetry::init(&Log::default());
+            let _ = podbay_runtime::telemetry::init(&Log::default());
         }
         let dir = tempfile::tempdir().expect("a directory");
         let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).expect("a key");

@@ -45,6 +45,15 @@ impl Default for Limits {
     }
 }
 
+/// What peers are to speak once their handshake is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spoken {
+    /// A peer that sends anything but its preface is cut.
+    Http2,
+    /// Whatever the server makes of it.
+    Anything,
+}
+
 /// Who did not get in.
 #[derive(Debug)]
 pub enum Refused {
@@ -66,9 +75,30 @@ pub fn incoming(
     stop: CancellationToken,
     refused: impl Fn(Refused, &io::Error) + Send + Sync + 'static,
 ) -> impl Stream<Item = io::Result<Accepted>> + Send + 'static {
+    ReceiverStream::new(spawned(listener, tls, (limits, Spoken::Http2), stop, Arc::new(refused)))
+}
+
+/// The same for HTTP/1.1: what comes after the handshake is not looked at.
+pub fn incoming_web(
+    listener: TcpListener,
+    tls: Arc<Followed<ServerConfig>>,
+    limits: Limits,
+    stop: CancellationToken,
+    refused: impl Fn(Refused, &io::Error) + Send + Sync + 'static,
+) -> mpsc::Receiver<io::Result<Accepted>> {
+    spawned(listener, tls, (limits, Spoken::Anything), stop, Arc::new(refused))
+}
+
+fn spawned(
+    listener: TcpListener,
+    tls: Arc<Followed<ServerConfig>>,
+    how: (Limits, Spoken),
+    stop: CancellationToken,
+    refused: Tell,
+) -> mpsc::Receiver<io::Result<Accepted>> {
     let (ready, stream) = mpsc::channel(1);
-    tokio::spawn(accept(listener, tls, limits, stop, Arc::new(refused), ready));
-    ReceiverStream::new(stream)
+    tokio::spawn(accept(listener, tls, how, stop, refused, ready));
+    stream
 }
 
 type Tell = Arc<dyn Fn(Refused, &io::Error) + Send + Sync>;
@@ -77,7 +107,7 @@ type Tell = Arc<dyn Fn(Refused, &io::Error) + Send + Sync>;
 async fn accept(
     listener: TcpListener,
     tls: Arc<Followed<ServerConfig>>,
-    limits: Limits,
+    (limits, spoken): (Limits, Spoken),
     stop: CancellationToken,
     refused: Tell,
     ready: mpsc::Sender<io::Result<Accepted>>,
@@ -115,7 +145,7 @@ async fn accept(
                 Ok(stream) => stream,
                 Err(error) => return refused(Refused::Handshake(peer), &error),
             };
-            let checked = timeout_at(deadline, Accepted::check(stream)).await;
+            let checked = timeout_at(deadline, Accepted::check(stream, spoken)).await;
             drop(permit);
             match checked.unwrap_or_else(|_| Err(late())) {
                 Ok(stream) => drop(ready.send(Ok(stream)).await),
@@ -130,7 +160,7 @@ fn options(stream: &TcpStream) -> io::Result<()> {
     socket2::SockRef::from(stream).set_tcp_user_timeout(Some(USER_TIMEOUT))
 }
 
-/// A connection whose peer speaks HTTP/2.
+/// A connection whose peer speaks what it should.
 #[derive(Debug)]
 pub struct Accepted {
     stream: TlsStream<TcpStream>,
@@ -140,7 +170,10 @@ pub struct Accepted {
 
 impl Accepted {
     /// Reads the preface; ends at the first byte that is another.
-    async fn check(mut stream: TlsStream<TcpStream>) -> io::Result<Self> {
+    async fn check(mut stream: TlsStream<TcpStream>, spoken: Spoken) -> io::Result<Self> {
+        if spoken == Spoken::Anything {
+            return Ok(Self { stream, given: PREFACE.len() });
+        }
         let mut preface = PREFACE.as_slice();
         let mut read = [0; PREFACE.len()];
         while !preface.is_empty() {

@@ -3,8 +3,8 @@
 //! They are looked at now and then ([`Seen`]), as all files of a configuration are. A cert and its key don't change at the same
 //! instant; what does not fit together (yet) leaves the last good configuration in use.
 
-use super::{TlsError, client, server};
-use crate::files::Seen;
+use super::{TlsError, WebServer, client, server};
+use crate::{codes, files::Seen};
 use arc_swap::ArcSwap;
 use rustls::{ClientConfig, ServerConfig};
 use std::{
@@ -48,6 +48,14 @@ impl Followed<ServerConfig> {
     pub fn server(cert: PathBuf, key: PathBuf, client_ca: Option<PathBuf>) -> Result<Arc<Self>, TlsError> {
         let files = [&cert, &key].into_iter().chain(&client_ca).cloned().collect();
         Self::new(files, move || server(&cert, &key, client_ca.as_deref()))
+    }
+
+    /// The same for HTTPS. Where no file is named nothing changes.
+    ///
+    /// # Errors
+    /// Where they can't be used now.
+    pub fn web_server(web: WebServer) -> Result<Arc<Self>, TlsError> {
+        Self::new(web.files(), move || web.config())
     }
 }
 
@@ -118,11 +126,11 @@ impl<C: Send + Sync + 'static> Followed<C> {
         match tokio::task::spawn_blocking(move || this.check()).await {
             Ok(Checked::Same) => {}
             Ok(Checked::New) => {
-                tracing::info!(files = ?self.files, "new certificate files are in use");
+                tracing::info!(code = codes::TLS_RELOADED, files = ?self.files, "new certificate files are in use");
                 told(true);
             }
             Ok(Checked::Bad(error)) => {
-                tracing::error!(%error, "new certificate files can't be used; going on with the old ones");
+                tracing::error!(code = codes::TLS_RELOAD_FAILED, %error, "new certificate files can't be used; going on with the old ones");
                 told(false);
             }
             Err(error) => tracing::error!(%error, "looking at certificate files failed"),

@@ -4,7 +4,7 @@
 mod accept;
 mod follow;
 
-pub use accept::{Accepted, Limits, Refused, incoming};
+pub use accept::{Accepted, Limits, Refused, incoming, incoming_web};
 pub use follow::{Checked, Followed};
 
 use crate::config::Section;
@@ -21,9 +21,12 @@ use std::{
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
 use zeroize::Zeroizing;
 
-/// `reloadInterval` of a `tls` section: how often certificate files are looked at for changes; 30 s unless given.
+/// How often certificate files are looked at for changes, where nothing else is configured.
+pub const RELOAD_INTERVAL: Duration = Duration::from_secs(30);
+
+/// `reloadInterval` of a `tls` section: how often certificate files are looked at for changes; [`RELOAD_INTERVAL`] unless given.
 pub fn reload_interval(section: &mut Section) -> Duration {
-    let every = section.or("reloadInterval", Duration::from_secs(30));
+    let every = section.or("reloadInterval", RELOAD_INTERVAL);
     if every < Duration::from_millis(100) {
         section.mistake("reloadInterval", "must be at least 100ms");
     }
@@ -107,7 +110,7 @@ pub fn client(ca: &Path, identity: Option<(&Path, &Path)>) -> Result<Arc<ClientC
 }
 
 /// PEM as a configuration gives it: the text itself, or what was in the file that it names.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct PemText(Zeroizing<Vec<u8>>);
 
 impl std::fmt::Debug for PemText {
@@ -144,6 +147,106 @@ impl PemText {
     }
 }
 
+/// PEM that is looked at again: the text itself, or the file that a configuration names.
+#[derive(Clone, PartialEq, Eq)]
+pub enum PemSource {
+    /// It stays.
+    Text(PemText),
+    /// It may change.
+    File(PathBuf),
+}
+
+impl std::fmt::Debug for PemSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Text(text) => text.fmt(f),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}
+
+impl PemSource {
+    /// Text that begins with `-----` is the PEM, other text the name of a file; empty = not given.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        if text.is_empty() {
+            None
+        } else if text.starts_with("-----") {
+            Some(Self::Text(PemText(Zeroizing::new(text.as_bytes().to_owned()))))
+        } else {
+            Some(Self::File(text.into()))
+        }
+    }
+
+    fn text(&self) -> Result<PemText, TlsError> {
+        match self {
+            Self::Text(text) => Ok(text.clone()),
+            Self::File(path) => {
+                let file = |error: std::io::Error| TlsError::File { path: path.clone(), error: error.to_string() };
+                std::fs::read(path).map(|bytes| PemText(Zeroizing::new(bytes))).map_err(file)
+            }
+        }
+    }
+
+    fn file(&self) -> Option<PathBuf> {
+        match self {
+            Self::Text(_) => None,
+            Self::File(path) => Some(path.clone()),
+        }
+    }
+}
+
+/// What an HTTPS server shows and asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebServer {
+    /// Our certificate, with its chain.
+    pub cert: PemSource,
+    /// Its key.
+    pub key: PemSource,
+    /// Clients must show a certificate that this signed; absent = they need none.
+    pub client_ca: Option<PemSource>,
+    /// TLS 1.2 is spoken too.
+    pub old: bool,
+}
+
+impl WebServer {
+    fn files(&self) -> Vec<PathBuf> {
+        [&self.cert, &self.key].into_iter().chain(&self.client_ca).filter_map(PemSource::file).collect()
+    }
+
+    /// A server's side of HTTP/1.1.
+    fn config(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&versions(self.old))
+            .map_err(config)?;
+        let builder = match &self.client_ca {
+            Some(ca) => {
+                let roots = Arc::new(root_store(&ca.text()?)?);
+                builder.with_client_cert_verifier(
+                    WebPkiClientVerifier::builder_with_provider(roots, provider()).build().map_err(config)?,
+                )
+            }
+            None => builder.with_no_client_auth(),
+        };
+        let key = PrivateKeyDer::from_pem_slice(&self.key.text()?.0).map_err(config)?;
+        let mut server = builder.with_single_cert(self.cert.text()?.certificates()?, key).map_err(config)?;
+        server.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(server))
+    }
+}
+
+fn versions(old: bool) -> Vec<&'static rustls::SupportedProtocolVersion> {
+    if old { vec![&rustls::version::TLS12, &rustls::version::TLS13] } else { vec![&rustls::version::TLS13] }
+}
+
+fn root_store(ca: &PemText) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in ca.certificates()? {
+        roots.add(certificate).map_err(config)?;
+    }
+    Ok(roots)
+}
+
 /// A client's side of HTTP/1.1: servers must show a certificate that `ca` signed, or, without it, one that the system trusts.
 /// `old` takes TLS 1.2 too.
 ///
@@ -154,21 +257,18 @@ pub fn web_client(
     identity: Option<(&PemText, &PemText)>,
     old: bool,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    if let Some(ca) = ca {
-        for certificate in ca.certificates()? {
-            roots.add(certificate).map_err(config)?;
-        }
+    let roots = if let Some(ca) = ca {
+        root_store(ca)?
     } else {
+        let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if roots.is_empty() {
             return Err(config("the system has no trusted CAs: give cacert"));
         }
-    }
-    let versions: &[&rustls::SupportedProtocolVersion] =
-        if old { &[&rustls::version::TLS12, &rustls::version::TLS13] } else { &[&rustls::version::TLS13] };
+        roots
+    };
     let builder = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(versions)
+        .with_protocol_versions(&versions(old))
         .map_err(config)?
         .with_root_certificates(roots);
     let client = match identity {

@@ -1,11 +1,12 @@
 //! Asking: a JSON object over, one back, within bounds.
 
-use super::{config::Endpoint, unique::Unique};
+use super::{config::Endpoint, metrics::Counted, unique::Unique};
+use crate::codes;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -46,16 +47,6 @@ pub enum CallError {
 }
 
 impl CallError {
-    /// ContainerSSH's code for it.
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::Connection(_) | Self::Timeout(_) => "HTTP_CLIENT_CONNECTION_FAILED",
-            Self::Status(..) => "INVALID_STATUS",
-            Self::Redirect(_) => "HTTP_CLIENT_REDIRECTS_DISABLED",
-            Self::TooLarge | Self::Decode(_) => "HTTP_CLIENT_DECODE_FAILED",
-        }
-    }
-
     /// Whether the next call may go better: the server is out of order, not of another opinion.
     const fn may_pass(&self) -> bool {
         match self {
@@ -66,10 +57,13 @@ impl CallError {
     }
 }
 
-fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, CallError> {
-    serde_json::from_slice(body)
-        .and_then(|Unique(value)| serde_json::from_value(value))
-        .map_err(|error| CallError::Decode(error.to_string()))
+/// What was made of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer<T> {
+    /// Itself.
+    pub value: T,
+    /// How many calls it took.
+    pub tries: u32,
 }
 
 /// No answer, after all tries.
@@ -100,18 +94,20 @@ impl Client {
     }
 
     /// Posts `body` to the URL with `path` behind it, and again with pauses while the server is out of order, within the endpoint's
-    /// budget. `failed` is told of each call that failed.
+    /// budget. `read` makes something of the answer, or says why it is none: then it is final. `failed` is told of each call that failed.
     ///
     /// Cancel safe: dropping it ends the call and all further ones.
     ///
     /// # Errors
     /// The last call's, when there is no time for another, or another would not help.
-    pub async fn ask<T: DeserializeOwned>(
+    pub async fn ask<T>(
         &self,
         path: &str,
-        body: &serde_json::Value,
+        body: &Value,
+        counted: Counted<'_>,
+        read: impl Fn(Value) -> Result<T, String>,
         mut failed: impl FnMut(&CallError, u32),
-    ) -> Result<T, GaveUp> {
+    ) -> Result<Answer<T>, GaveUp> {
         let deadline = Instant::now() + self.0.budget;
         // `Value` writes without fail.
         let body = Bytes::from(body.to_string());
@@ -119,15 +115,40 @@ impl Client {
         loop {
             tries += 1;
             let bound = self.0.timeout.min(deadline.saturating_duration_since(Instant::now()));
+            let began = Instant::now();
+            counted.asking(tries);
+            tracing::debug!(
+                code = codes::HTTP_CLIENT_REQUEST,
+                method = "POST",
+                url = self.0.url,
+                path,
+                tries,
+                "asking a webhook"
+            );
             let answer = timeout(bound, self.call(path, body.clone())).await;
-            let answer = answer.unwrap_or(Err(CallError::Timeout(bound))).and_then(|body| decode(&body));
+            let answer = answer
+                .unwrap_or(Err(CallError::Timeout(bound)))
+                .and_then(|body| serde_json::from_slice(&body).map_err(|error| CallError::Decode(error.to_string())))
+                .and_then(|Unique(value)| read(value).map_err(CallError::Decode));
+            counted.took(began.elapsed());
             let last = match answer {
-                Ok(answer) => return Ok(answer),
+                Ok(value) => {
+                    tracing::debug!(
+                        code = codes::HTTP_CLIENT_RESPONSE,
+                        statusCode = 200,
+                        path,
+                        tries,
+                        "a webhook has answered"
+                    );
+                    return Ok(Answer { value, tries });
+                }
                 Err(error) => error,
             };
+            counted.failed(tries, &last, "soft");
             failed(&last, tries);
             let wait = pause.mul_f64(rand::random_range(0.5..=1.0));
             if !last.may_pass() || Instant::now() + wait >= deadline {
+                counted.failed(tries, &last, "hard");
                 return Err(GaveUp { last, tries });
             }
             sleep(wait).await;

@@ -4,11 +4,13 @@
 mod client;
 mod config;
 mod facts;
+mod metrics;
 mod unique;
 
-pub use client::{CallError, Client, GaveUp};
+pub use client::{Answer, CallError, Client, GaveUp};
 pub use config::{Endpoint, endpoint};
 pub use facts::{Entry, Facts, FactsError, Json, MAX_FILES};
+pub use metrics::{CallMetrics, Counted, Service};
 
 #[cfg(test)]
 mod tests;

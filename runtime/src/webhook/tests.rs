@@ -58,8 +58,13 @@ fn client(url: &str, more: &str) -> Client {
     Client::new(endpoint.expect("an endpoint"))
 }
 
+async fn asked(client: &Client, metrics: &CallMetrics) -> Result<Value, GaveUp> {
+    let (body, counted) = (json!({"username": "a"}), metrics.of("password"));
+    client.ask("/password", &body, counted, Ok, |_, _| {}).await.map(|answer| answer.value)
+}
+
 async fn ask(client: &Client) -> Result<Value, GaveUp> {
-    client.ask("/password", &json!({"username": "a"}), |_, _| {}).await
+    asked(client, &CallMetrics::new(Service::Auth)).await
 }
 
 #[tokio::test]
@@ -221,4 +226,40 @@ async fn the_server_is_checked_and_knows_its_client() {
         assert!(matches!(refused, CallError::Connection(_)), "{host} {keys}: {refused}");
     }
     server.abort();
+}
+
+#[tokio::test]
+async fn calls_are_counted_under_containersshs_names() {
+    let mut registry = prometheus_client::registry::Registry::default();
+    let (auth, config) = (CallMetrics::new(Service::Auth), CallMetrics::new(Service::Config));
+    auth.register(&mut registry, "auth_webhook_duration");
+    config.register(&mut registry, "config_webhook_duration");
+    let (url, _, _server) = server(vec![http("500 no", ""), http("500 no", ""), http("200 OK", "{}")]).await;
+    asked(&client(&url, ""), &auth).await.expect("an answer");
+    let (url, _, _server) = server(vec![http("404 no", "")]).await;
+    asked(&client(&url, ""), &auth).await.expect_err("an opinion");
+    let (url, _, _server) = server(vec![http("200 OK", "{}")]).await;
+    let answer = |_| Err::<(), _>("it is not what belongs here".to_owned());
+    let gave_up = client(&url, "").ask("", &json!({}), config.plain(), answer, |_, _| {}).await.expect_err("not read");
+    assert_eq!(gave_up.last, CallError::Decode("it is not what belongs here".to_owned()));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).expect("encodes");
+    for line in [
+        "# TYPE containerssh_auth_server_requests counter",
+        "# UNIT containerssh_auth_server_requests requests",
+        r#"containerssh_auth_server_requests_total{authtype="password",retry="0"} 2"#,
+        r#"containerssh_auth_server_requests_total{authtype="password",retry="1"} 2"#,
+        "# TYPE containerssh_auth_server_failures counter",
+        "# UNIT containerssh_auth_server_failures failures",
+        r#"containerssh_auth_server_failures_total{authtype="password",reason="AUTH_INVALID_STATUS",retry="0",type="soft"} 2"#,
+        r#"containerssh_auth_server_failures_total{authtype="password",reason="AUTH_INVALID_STATUS",retry="1",type="soft"} 1"#,
+        r#"containerssh_auth_server_failures_total{authtype="password",reason="AUTH_INVALID_STATUS",retry="0",type="hard"} 1"#,
+        r#"containerssh_config_server_requests_total{retry="0"} 1"#,
+        r#"containerssh_config_server_failures_total{reason="HTTP_CLIENT_DECODE_FAILED",retry="0",type="soft"} 1"#,
+        r#"containerssh_config_server_failures_total{reason="HTTP_CLIENT_DECODE_FAILED",retry="0",type="hard"} 1"#,
+        r#"auth_webhook_duration_seconds_count{authtype="password"} 4"#,
+        r"config_webhook_duration_seconds_count{} 1",
+    ] {
+        assert!(text.lines().any(|there| there == line), "no {line} in:\n{text}");
+    }
 }

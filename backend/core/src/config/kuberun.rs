@@ -5,11 +5,14 @@
 //! 0.3 did, and a `command` in the podSpec stays the shell, as in 0.3, rather than being lost.
 
 use super::{Connection, PodConfig, Timeouts};
-use podbay_runtime::config::{Kind, Moved, Section};
+use podbay_runtime::{
+    codes,
+    config::{Kind, Moved, Section},
+};
 use std::time::Duration;
 
 /// The event's code, as ContainerSSH has it: alerts go by it.
-pub const DEPRECATED: &str = "KUBERUN_DEPRECATED";
+pub const DEPRECATED: &str = codes::KUBERUN_DEPRECATED;
 
 /// The event's text, word for word as ContainerSSH's manual gives it. Where it says docker it means kubernetes: the field
 /// `backend` of the event says so (docs/design/0011-configuration.md).
@@ -17,10 +20,10 @@ pub const DEPRECATED_TEXT: &str = "You are using the kuberun backend deprecated 
     future. Please switch to the new docker backend as soon as possible. See https://containerssh.io/deprecations/kuberun for details.";
 
 /// The code of the event that tells of an API server whose certificate is not checked.
-pub const INSECURE: &str = "KUBERUN_INSECURE";
+pub const INSECURE: &str = codes::KUBERUN_INSECURE;
 
 /// The code of refusals by `disableCommand`.
-pub const EXEC_DISABLED: &str = "KUBERUN_EXEC_DISABLED";
+pub const EXEC_DISABLED: &str = codes::KUBERUN_EXEC_DISABLED;
 
 /// What `kuberun` has and `kubernetes` has not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

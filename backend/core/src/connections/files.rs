@@ -5,7 +5,7 @@ use crate::{
     link::{Links, Place},
 };
 use podbay::v1::{Reason, Refusal};
-use podbay_runtime::webhook::Entry;
+use podbay_runtime::{codes, webhook::Entry};
 use std::collections::BTreeMap;
 use tokio::time::{Instant, timeout_at};
 
@@ -34,6 +34,7 @@ pub(super) fn possible(files: &Files, config: &PodConfig) -> Result<(), Refusal>
 pub(super) async fn write(links: &Links, place: &Place, files: Files, deadline: Instant) -> Result<(), Refusal> {
     let link = links.program(place);
     for (path, file) in files {
+        tracing::debug!(code = codes::KUBERNETES_FILE_WRITE, pod = place.pod.name, path, "writing a file into the pod");
         let refused = match timeout_at(deadline, link.write_file(&path, MODE, file.value.into())).await {
             Ok(Ok(Ok(()))) => continue,
             Ok(Ok(Err(why))) => {
@@ -48,6 +49,8 @@ pub(super) async fn write(links: &Links, place: &Place, files: Files, deadline: 
                 format!("{path} was not written in the pod in time (timeouts.podStart)"),
             ),
         };
+        let code = codes::KUBERNETES_FILE_WRITE_FAILED;
+        tracing::error!(code, pod = place.pod.name, path, why = refused.message, "a file is not written into the pod");
         return Err(refused);
     }
     Ok(())

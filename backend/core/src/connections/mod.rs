@@ -33,7 +33,10 @@ use podbay::{
     ConnectionId,
     v1::{self, Reason, Refusal},
 };
-use podbay_runtime::webhook::Entry;
+use podbay_runtime::{
+    codes,
+    webhook::{CallMetrics, Entry, Service},
+};
 use reach::Reach;
 use std::{
     collections::{BTreeMap, HashSet},
@@ -96,6 +99,8 @@ pub struct Connections {
     keys: Arc<KeyRing>,
     sweep: Arc<Sweep>,
     webhook: Option<ConfigWebhook>,
+    /// Of the webhook.
+    calls: CallMetrics,
     links: Links,
     reach: Reach,
 }
@@ -106,7 +111,18 @@ impl Connections {
         let spare = lifecycle.timeouts().pod_start + lifecycle.timeouts().pod_stop;
         let links = Links::new(Arc::clone(lifecycle.cluster()));
         let reach = Reach::of(&settings, false);
-        Self { lifecycle, leases, settings, keys, sweep: Arc::new(Sweep::new(spare)), webhook: None, links, reach }
+        let calls = CallMetrics::new(Service::Config);
+        Self {
+            lifecycle,
+            leases,
+            settings,
+            keys,
+            sweep: Arc::new(Sweep::new(spare)),
+            webhook: None,
+            calls,
+            links,
+            reach,
+        }
     }
 
     /// The same; the webhook is asked for each connection's settings.
@@ -114,6 +130,13 @@ impl Connections {
     pub fn with_webhook(mut self, webhook: Option<ConfigWebhook>) -> Self {
         self.reach = Reach::of(&self.settings, webhook.is_some());
         self.webhook = webhook;
+        self
+    }
+
+    /// The same; the webhook's calls are counted there.
+    #[must_use]
+    pub fn with_calls(mut self, calls: CallMetrics) -> Self {
+        self.calls = calls;
         self
     }
 
@@ -170,7 +193,7 @@ impl Connections {
             kuberun.warn(Some(request.who.connection));
         }
         let mut settings = match &self.webhook {
-            Some(webhook) => Arc::new(webhook.settings(&mut request, &self.settings).await?),
+            Some(webhook) => Arc::new(webhook.settings(&mut request, &self.settings, &self.calls).await?),
             None => Arc::clone(&self.settings),
         };
         let OpenRequest { who, facts, restrictions, .. } = request;
@@ -200,6 +223,10 @@ impl Connections {
             restricted,
         };
         events.send(OpenEvent::Accepted(Box::new(accepted))).await.map_err(|_| given_up())?;
+        if config.agent.is_none() {
+            // A warning in ContainerSSH, where much does not work without.
+            tracing::debug!(code = codes::KUBERNETES_GUEST_AGENT_DISABLED, connection = %who.connection, "no agent: disableAgent");
+        }
         let deadline = Instant::now() + timeouts.pod_start;
         let renewed = self.leases.renew(who.owner, &who.caller, deadline);
 
@@ -365,9 +392,13 @@ impl Connections {
         };
         let result = timeout(budget, whole).await.unwrap_or_else(|_| Err(late()));
         match &result {
-            Ok(pods) => tracing::info!(target: "podbay::activity", connection = %id, pods, "connection closed"),
+            Ok(pods) => {
+                let code = (*pods > 0).then_some(codes::KUBERNETES_POD_REMOVE_SUCCESSFUL);
+                tracing::info!(target: "podbay::activity", code, connection = %id, pods, "connection closed");
+            }
             Err(refusal) => {
-                tracing::warn!(connection = %id, reason = %refusal.message, "connection not closed in time");
+                let code = codes::KUBERNETES_POD_REMOVE_FAILED;
+                tracing::error!(code, connection = %id, reason = %refusal.message, "connection not closed in time");
             }
         }
         result.map_err(|refusal| refusal.about(id))

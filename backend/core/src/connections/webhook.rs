@@ -5,18 +5,21 @@ use super::OpenRequest;
 use crate::config::Settings;
 use async_trait::async_trait;
 use podbay::v1::{Reason, Refusal};
-use podbay_runtime::webhook::{Facts, Json};
+use podbay_runtime::{
+    codes,
+    webhook::{CallMetrics, Facts, Json},
+};
 use serde_json::{Map, Value};
 use std::{fmt::Debug, sync::Arc};
 
 /// The way to the webhook: HTTP, or a test.
 #[async_trait]
 pub trait Ask: Debug + Send + Sync + 'static {
-    /// Asks, within its own deadline, retries included.
+    /// Asks, within its own deadline, retries included; calls are counted in `calls`.
     ///
     /// # Errors
     /// Why there is no answer, for the log.
-    async fn ask(&self, question: &Value) -> Result<Value, String>;
+    async fn ask(&self, question: &Value, calls: &CallMetrics) -> Result<Value, String>;
 }
 
 /// The webhook.
@@ -37,14 +40,19 @@ impl ConfigWebhook {
     ///
     /// # Errors
     /// `CONFIG_WEBHOOK`, without details: those are the operator's, and in the log.
-    pub(super) async fn settings(&self, request: &mut OpenRequest, file: &Settings) -> Result<Settings, Refusal> {
+    pub(super) async fn settings(
+        &self,
+        request: &mut OpenRequest,
+        file: &Settings,
+        calls: &CallMetrics,
+    ) -> Result<Settings, Refusal> {
         let (connection, user) = (request.who.connection, request.who.user.name.clone());
-        let answer = self.ask.ask(&question(request, self.sensitive)).await.map_err(|why| {
-            tracing::error!(%connection, user, code = "CONFIG_BACKEND_ERROR", "the config webhook {why}");
+        let answer = self.ask.ask(&question(request, self.sensitive), calls).await.map_err(|why| {
+            tracing::error!(%connection, user, code = codes::CONFIG_BACKEND_ERROR, "the config webhook {why}");
             refusal("your configuration can't be asked for at the moment: try again later")
         })?;
         let unusable = |why: String| {
-            tracing::error!(%connection, user, code = "BACKEND_CONFIG_ERROR", "the config webhook's answer can't be used: {why}");
+            tracing::error!(%connection, user, code = codes::BACKEND_CONFIG_ERROR, "the config webhook's answer can't be used: {why}");
             refusal("the configuration that was found for you can't be used: tell your administrator")
         };
         let (facts, config) = read(answer).map_err(unusable)?;

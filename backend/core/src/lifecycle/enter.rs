@@ -17,6 +17,7 @@ use podbay::{
     ConnectionId,
     v1::{self, Reason, Refusal, StartPhase},
 };
+use podbay_runtime::codes;
 use std::time::Duration;
 use tokio::{
     sync::mpsc,
@@ -182,7 +183,7 @@ impl Enter<'_> {
     }
 
     fn missing(&self, message: &str) -> Failure {
-        tracing::info!(pod = self.bare.name, message, "a pod is missing");
+        tracing::info!(code = codes::KUBERNETES_POD_NOT_FOUND, pod = self.bare.name, why = message, "a pod is missing");
         let PodRef { namespace, name, .. } = &self.bare;
         let text = format!(
             "there is no pod {name} in the namespace {namespace}: it has to be made first (or set \
@@ -291,7 +292,8 @@ impl Enter<'_> {
         let error = match self.start.lifecycle.cluster.create_pod(&self.start.request.pod).await {
             Ok(made) => {
                 self.release.what = Left::Pod;
-                tracing::info!(target: "podbay::activity", pod = self.bare.name, "pod created");
+                let code = codes::KUBERNETES_POD_CREATE;
+                tracing::info!(target: "podbay::activity", code, pod = self.bare.name, "pod created");
                 return self.wait(&made, Made::ByUs, Kind::Connection).await;
             }
             Err(error) => error,
@@ -304,14 +306,15 @@ impl Enter<'_> {
             }
             CreateFailure::Certain(reason, message) => {
                 self.release.what = before;
-                tracing::warn!(pod = self.bare.name, %error, "pod refused");
+                tracing::error!(code = codes::KUBERNETES_POD_CREATE_FAILED, pod = self.bare.name, %error, "pod refused");
                 Err((reason, message))
             }
             CreateFailure::MayHeal { reason, message, retry_after, uncertain } => {
                 if !uncertain {
                     self.release.what = before;
                 }
-                tracing::debug!(pod = self.bare.name, %error, "pod not created yet");
+                let code = codes::KUBERNETES_POD_CREATE_FAILED;
+                tracing::debug!(code, pod = self.bare.name, %error, "pod not created yet");
                 self.start.telling.tell(StartPhase::Creating, Some(reason), &message);
                 Ok(Try::Again(self.backoff.next(retry_after)))
             }

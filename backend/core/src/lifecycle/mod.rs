@@ -19,6 +19,7 @@ use crate::{
     cluster::{Cluster, ClusterError, PodRef},
     config::Timeouts,
 };
+use podbay_runtime::codes;
 use std::sync::Arc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
@@ -96,8 +97,14 @@ impl Lifecycle {
 
     async fn stop_and_tell(&self, pod: &PodRef) {
         match self.stop(pod).await {
-            Ok(()) => tracing::info!(target: "podbay::activity", pod = pod.name, "pod deleted"),
-            Err(refusal) => tracing::warn!(pod = pod.name, reason = %refusal.message, "pod not deleted"),
+            Ok(()) => {
+                let code = codes::KUBERNETES_POD_REMOVE_SUCCESSFUL;
+                tracing::info!(target: "podbay::activity", code, pod = pod.name, "pod deleted");
+            }
+            Err(refusal) => {
+                let code = codes::KUBERNETES_POD_REMOVE_FAILED;
+                tracing::error!(code, pod = pod.name, reason = %refusal.message, "pod not deleted");
+            }
         }
     }
 }

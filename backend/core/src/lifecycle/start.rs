@@ -8,6 +8,7 @@ use crate::{
 };
 use k8s_openapi::api::core::v1::{Event, Pod};
 use podbay::v1::{self, Reason, Refusal, StartPhase};
+use podbay_runtime::codes;
 use std::time::Duration;
 use tokio::{
     sync::{mpsc, watch},
@@ -143,7 +144,8 @@ impl<'a> Start<'a> {
             let wait = match self.lifecycle.cluster.create_pod(&self.request.pod).await {
                 Ok(made) => {
                     self.mine(&made, false);
-                    tracing::info!(target: "podbay::activity", pod = self.undo.pod.name, "pod created");
+                    let code = codes::KUBERNETES_POD_CREATE;
+                    tracing::info!(target: "podbay::activity", code, pod = self.undo.pod.name, "pod created");
                     return Ok(());
                 }
                 Err(error) => match failure::of_create(&error) {
@@ -155,14 +157,16 @@ impl<'a> Start<'a> {
                     }
                     CreateFailure::Certain(reason, message) => {
                         self.undo.what = before;
-                        tracing::warn!(pod = self.undo.pod.name, %error, "pod refused");
+                        let code = codes::KUBERNETES_POD_CREATE_FAILED;
+                        tracing::error!(code, pod = self.undo.pod.name, %error, "pod refused");
                         return Err((reason, message));
                     }
                     CreateFailure::MayHeal { reason, message, retry_after, uncertain } => {
                         if !uncertain {
                             self.undo.what = before;
                         }
-                        tracing::debug!(pod = self.undo.pod.name, %error, "pod not created yet");
+                        let code = codes::KUBERNETES_POD_CREATE_FAILED;
+                        tracing::debug!(code, pod = self.undo.pod.name, %error, "pod not created yet");
                         self.telling.tell(StartPhase::Creating, Some(reason), &message);
                         backoff.next(retry_after)
                     }
@@ -302,7 +306,8 @@ impl<'a> Start<'a> {
                 Ok(None)
             }
             Verdict::Certain(reason, message) => {
-                tracing::warn!(pod = self.undo.pod.name, %message, status = ?pod.status, "pod failed to start");
+                let code = codes::KUBERNETES_POD_WAIT_FAILED;
+                tracing::error!(code, pod = self.undo.pod.name, why = message, status = ?pod.status, "pod failed to start");
                 Err((reason, message))
             }
         }

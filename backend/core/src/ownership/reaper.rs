@@ -17,6 +17,7 @@ use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod};
 use podbay::OwnerId;
+use podbay_runtime::codes;
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
@@ -248,7 +249,7 @@ impl Reaper {
                     };
                     match result {
                         Ok(_) => {
-                            tracing::warn!(%owner, "an owner was not heard of for too long; deleting its pods");
+                            tracing::warn!(code = codes::OWNER_REAPED, %owner, "an owner was not heard of for too long; deleting its pods");
                             Some(owner)
                         }
                         // It moved in the last moment, or another reaper was quicker; or it is not known: the next look tells.
@@ -419,9 +420,13 @@ async fn stop(lifecycle: &Lifecycle, pod: &PodRef, deleted: &watch::Sender<u64>)
     match lifecycle.stop(pod).await {
         Ok(()) => {
             deleted.send_modify(|n| *n += 1);
-            tracing::info!(target: "podbay::activity", pod = pod.name, "pod deleted");
+            let code = codes::KUBERNETES_POD_REMOVE_SUCCESSFUL;
+            tracing::info!(target: "podbay::activity", code, pod = pod.name, "pod deleted");
         }
-        Err(refusal) => tracing::warn!(pod = pod.name, reason = %refusal.message, "pod not deleted yet"),
+        Err(refusal) => {
+            let code = codes::KUBERNETES_POD_REMOVE_FAILED;
+            tracing::error!(code, pod = pod.name, reason = %refusal.message, "pod not deleted yet");
+        }
     }
 }
 

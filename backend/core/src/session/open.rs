@@ -15,6 +15,7 @@ use podbay::{
     v1::{self, Reason, Refusal, output_when_detached},
 };
 use podbay_agent_wire::output::Policy;
+use podbay_runtime::codes;
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 const MAX_ENTRIES: usize = 256;
@@ -98,7 +99,7 @@ impl Opening {
                 Runs::Forced { by, command, original } => {
                     let connection = contents.connection;
                     let (argv, original) = forced((by, command, original), open.program.as_ref(), contents)?;
-                    tracing::info!(code = "SECURITY_EXEC_FORCING_COMMAND", %connection, %session, "the command is forced");
+                    tracing::info!(code = codes::SECURITY_EXEC_FORCING_COMMAND, %connection, %session, "the command is forced");
                     environment.extend(original.map(|original| (ORIGINAL_COMMAND.to_owned(), original)));
                     argv
                 }

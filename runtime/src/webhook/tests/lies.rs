@@ -53,8 +53,9 @@ async fn asked(url: &str, times: &str) -> Result<Value, (CallError, u32)> {
     let failed = |error: &CallError, _| {
         first.get_or_insert_with(|| error.clone());
     };
-    let answer = client(url, times).ask("/password", &json!({"username": "a"}), failed).await;
-    answer.map_err(|gave_up| (first.expect("told of each"), gave_up.tries))
+    let (calls, question) = (CallMetrics::new(Service::Auth), json!({"username": "a"}));
+    let answer = client(url, times).ask("/password", &question, calls.plain(), Ok, failed).await;
+    answer.map(|answer| answer.value).map_err(|gave_up| (first.expect("told of each"), gave_up.tries))
 }
 
 /// What comes of a lie, and that it comes in time.
