@@ -50,7 +50,8 @@ pub struct Explicit {
     pub insecure: bool,
 }
 
-const KEYS: [&str; 15] = [
+/// ContainerSSH's: `kubernetes` and `kuberun` have the same.
+pub(super) const KEYS: [&str; 15] = [
     "host",
     "path",
     "username",

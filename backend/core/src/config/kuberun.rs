@@ -4,7 +4,7 @@
 //! is what ContainerSSH 0.4's own shim did, but for two of its faults: `disableCommand` also refuses subsystems, as
 //! 0.3 did, and a `command` in the podSpec stays the shell, as in 0.3, rather than being lost.
 
-use super::{Connection, PodConfig, Timeouts};
+use super::{Connection, PodConfig, Timeouts, connection};
 use podbay_runtime::config::{Kind, Moved, Section};
 use std::time::Duration;
 
@@ -52,25 +52,6 @@ impl Kuberun {
     }
 }
 
-/// Keys of `connection` that `kubernetes` has too.
-pub(super) const CONNECTION: [&str; 15] = [
-    "host",
-    "path",
-    "username",
-    "password",
-    "serverName",
-    "certFile",
-    "keyFile",
-    "cacertFile",
-    "cert",
-    "key",
-    "cacert",
-    "bearerToken",
-    "bearerTokenFile",
-    "qps",
-    "burst",
-];
-
 /// Reads the section.
 pub(super) fn read(mut section: Section) -> Option<(Kuberun, Connection, PodConfig, Timeouts)> {
     for (key, hint) in [
@@ -85,7 +66,8 @@ pub(super) fn read(mut section: Section) -> Option<(Kuberun, Connection, PodConf
     let mut connection = section.section("connection");
     let http = connection.filled("timeout", Timeouts::default().http);
     let insecure = connection.or("insecure", false);
-    let keys = CONNECTION.map(|key| (key, Moved::From(key)));
+    // Keys of both, under the same names; kubernetes' own kubeconfig and context are unknown here.
+    let keys = connection::KEYS.map(|key| (key, Moved::From(key)));
     let mut reached = Connection::read(&mut connection.translated(&keys));
     if insecure {
         connection.warn(

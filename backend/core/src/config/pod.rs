@@ -268,9 +268,14 @@ fn agent(section: &mut Section, injected: bool) -> Option<String> {
 /// The idle command, where none is configured.
 fn idle(agent: Option<&str>) -> Vec<String> {
     match agent {
-        Some(path) => [path, "wait-signal", "--signal", "INT", "--signal", "TERM"].map(Into::into).into(),
+        Some(path) => agent_idle(path),
         None => IDLE.map(Into::into).into(),
     }
+}
+
+/// ContainerSSH's idle command, for an agent there.
+pub(crate) fn agent_idle(path: &str) -> Vec<String> {
+    [path, "wait-signal", "--signal", "INT", "--signal", "TERM"].map(Into::into).into()
 }
 
 /// Names of pods have no capitals, and ContainerSSH's manual shows a prefix that has some: they are lowered, with a warning.
