@@ -31,12 +31,10 @@ pub struct Arguments {
 /// Migrates; what changed and why goes to stderr.
 pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let file = &arguments.file;
-    let (name, old) = (
-        file.display().to_string(),
-        fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?,
-    );
-    let migration = match migrate(&name, &old) {
-        Ok(migration) => migration,
+    let name = file.display().to_string();
+    // Exit 1 is --check's answer: what can't be read is wrong, like what can't be understood.
+    let (old, migration) = match Document::text_of(file).and_then(|old| Ok((migrate(&name, &old)?, old))) {
+        Ok((migration, old)) => (old, migration),
         Err(mistakes) => {
             eprintln!("{mistakes}");
             return Ok(ExitCode::from(WRONG));

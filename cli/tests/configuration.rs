@@ -113,6 +113,22 @@ fn migrate_writes_what_check_takes() {
     assert_eq!((run.status.code(), fs::read_to_string(&file).expect("read").as_str()), (Some(1), old), "{run:?}");
     let bad = dir.write("bad.yaml", "backend: kuberun\nkuberun: {timeout: soon}\n");
     assert_eq!(podbay(&["migrate", &bad]).status.code(), Some(2));
+    // 1 is --check's answer that there is something to migrate, and no other.
+    let large = dir.write("large.yaml", &format!("backend: kuberun\n# {}\n", "x".repeat(10 << 20)));
+    for (file, wanted) in [
+        (large.as_str(), "large.yaml: larger than 4194304 bytes"),
+        ("/nonexistent/file", "/nonexistent/file: can't be read: No such file"),
+        (&dir.0.path().display().to_string(), "can't be read: Is a directory"),
+        (&dir.write("list.yaml", "- a\n"), "list.yaml:1:1: expected a map, found a list"),
+    ] {
+        let run = podbay(&["migrate", "--check", file]);
+        assert!(run.status.code() == Some(2) && text(&run.stderr).contains(wanted), "{wanted}: {run:?}");
+        assert!(run.stdout.is_empty(), "{run:?}");
+    }
+    let json = dir.write("f.json", "{\"backend\": \"kuberun\"}\n");
+    assert_eq!(podbay(&["migrate", "--in-place", &json]).status.code(), Some(0));
+    assert!(serde_json::from_str::<serde_json::Value>(&fs::read_to_string(&json).expect("read")).is_ok());
+    assert_eq!(podbay(&["check", &json]).status.code(), Some(0));
 }
 
 fn in_repository(path: &str) -> PathBuf {

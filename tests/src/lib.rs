@@ -14,6 +14,7 @@ mod process;
 mod terminal;
 mod world;
 
+pub use cluster::connection;
 pub use echo::Loop;
 pub use master::Master;
 pub use process::{Answered, Running, finish, program, program_of_tests, python, wait_until};

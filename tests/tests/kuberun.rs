@@ -1,11 +1,9 @@
 //! A configuration of ContainerSSH's `kuberun` runs as it is, and does the same after `podbay migrate`: one story, told by the stock
 //! client, before and after.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use kube::config::Kubeconfig;
-use podbay_tests::{Answered, Setup, World, bytes, finish, image, program, sha256};
+use podbay_tests::{Answered, Setup, World, bytes, connection, finish, image, program, sha256};
 use serde_json::Value;
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 /// Word for word as ContainerSSH's page on the deprecation gives it; operators search for it.
 const TEXT: &str = "You are using the kuberun backend deprecated since ContainerSSH 0.4. This backend will be removed in the future. \
@@ -16,13 +14,7 @@ const TEXT: &str = "You are using the kuberun backend deprecated since Container
 fn kuberun(config: &str, pod: &[&str]) -> String {
     let parsed: Value = serde_yaml::from_str(config).expect("YAML");
     let text = |pointer: &str| parsed.pointer(pointer).and_then(Value::as_str).expect(pointer).to_owned();
-    let kubeconfig = Kubeconfig::read_from(text("/kubernetes/connection/kubeconfig")).expect("a kubeconfig");
-    let cluster = kubeconfig.clusters[0].cluster.clone().expect("a cluster");
-    let user = kubeconfig.auth_infos[0].auth_info.clone().expect("a user");
-    let pem = |data: &str| {
-        let pem = String::from_utf8(STANDARD.decode(data).expect("base64")).expect("PEM");
-        Value::from(pem).to_string()
-    };
+    let connection = connection(Path::new(&text("/kubernetes/connection/kubeconfig")));
     let mut out = vec![
         "backend: kuberun # as it has been since 2020".to_owned(),
         "# All of it was written for 0.3.".to_owned(),
@@ -30,20 +22,8 @@ fn kuberun(config: &str, pod: &[&str]) -> String {
         "  # One for everything.".to_owned(),
         "  timeout: 50s".to_owned(),
         "  connection:".to_owned(),
-        format!("    host: {}", Value::from(cluster.server.expect("a server"))),
-        format!("    cacert: {}", pem(&cluster.certificate_authority_data.expect("a CA"))),
     ];
-    match (&user.token, user.client_certificate_data, user.client_key_data) {
-        (Some(token), ..) => {
-            let token: Value = serde_json::to_value(token).expect("text");
-            out.push(format!("    bearerToken: {token}"));
-        }
-        (None, Some(cert), Some(key)) => {
-            let key: String = serde_json::from_value(serde_json::to_value(key).expect("text")).expect("text");
-            out.extend([format!("    cert: {}", pem(&cert)), format!("    key: {}", pem(&key))]);
-        }
-        _ => panic!("neither token nor certificate"),
-    }
+    out.extend(connection.iter().map(|(key, value)| format!("    {key}: {value}")));
     out.push("    timeout: 14s # of HTTP".to_owned());
     out.extend(["  pod:".to_owned(), format!("    namespace: {}", text("/kubernetes/pod/metadata/namespace"))]);
     out.extend(pod.iter().map(|line| format!("    {line}")));
