@@ -190,7 +190,9 @@ impl Place {
         {
             object.insert("additionalProperties".into(), false.into());
         }
-        if self.list { json!({ "type": ["array", "null"], "items": object }) } else { object }
+        let below = if self.list { json!({ "type": ["array", "null"], "items": object }) } else { object };
+        // A key of two forms: auth.password is a boolean in ContainerSSH 0.4, and a map since.
+        if let Some(own) = self.own { json!({ "anyOf": [own, below] }) } else { below }
     }
 }
 

@@ -157,7 +157,11 @@ impl World {
         self.start_part(name, "podbay-backend", config, &address);
     }
 
-    fn start_part(&mut self, name: &'static str, bin: &str, config: &str, address: &str) {
+    /// Starts a process from a configuration of the state directory, and waits until it listens there.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn start_part(&mut self, name: &'static str, bin: &str, config: &str, address: &str) {
         let mut part = Running::start(name, Command::new(program(bin)).arg("--config").arg(self.state.join(config)));
         let deadline = std::time::Instant::now() + super::PATIENCE;
         while std::net::TcpStream::connect(address).is_err() {
