@@ -39,7 +39,7 @@ const KEYS: [&str; 8] =
 pub fn endpoint(section: &mut Section, budget: Duration) -> Option<Endpoint> {
     let url: Option<String> = section.get("url").filter(|url: &String| !url.is_empty());
     let mut bound = |key: &str, default| {
-        let value = section.get(key).filter(|value: &Duration| !value.is_zero()).unwrap_or(default);
+        let value = section.filled(key, default);
         if value < Duration::from_millis(100) {
             section.mistake(key, "must be at least 100ms");
         }

@@ -107,8 +107,8 @@ impl PodConfig {
         let spec_wrong = section.has("spec");
         let spec: Option<PodSpec> = section.serde("spec");
         let spec = if spec.is_none() && spec_wrong { None } else { Some(merge(spec.unwrap_or_default())) };
-        let console: Option<usize> =
-            if section.has("consoleContainerNumber") { section.get("consoleContainerNumber") } else { Some(0) };
+        let given = section.get("consoleContainerNumber");
+        let console: Option<usize> = if section.has("consoleContainerNumber") { given } else { Some(0) };
         section.effective("consoleContainerNumber", usize::kind(), console.unwrap_or_default().into());
         let injection = Injection::read(&mut section.section("agentInjection"));
         let injects = matches!(injection, injection::Read::On(_));
