@@ -115,6 +115,8 @@ fn pod(mut section: Section) -> (bool, Option<PodConfig>) {
         section.effective("namespace", Kind::Text, "default".into());
         section.effective("shellCommand", Kind::List(Box::new(Kind::Text)), Vec::<String>::new().into());
     }
+    // Known also where it is not there: a slip in it is told with what was meant.
+    section.ignore("shellCommand");
     let number = section.get::<usize>("consoleContainerNumber").unwrap_or_default().to_string();
     let own = ["podSpec", "containers", &number, "command"];
     let shell = match (section.has("shellCommand"), agent) {
