@@ -69,6 +69,8 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// The old file stays as FILE.bak; a crash leaves either the old or the new one, whole. An older backup is not lost.
 fn replace(file: &Path, new: &str) -> anyhow::Result<()> {
+    // Behind a link is the file; the link stays one.
+    let file = &fs::canonicalize(file).with_context(|| format!("can't find {}", file.display()))?;
     let beside = |ending: &str| {
         let mut name = file.as_os_str().to_owned();
         name.push(ending);

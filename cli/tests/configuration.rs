@@ -125,6 +125,12 @@ fn migrate_writes_what_check_takes() {
         assert!(run.status.code() == Some(2) && text(&run.stderr).contains(wanted), "{wanted}: {run:?}");
         assert!(run.stdout.is_empty(), "{run:?}");
     }
+    // A link stays one.
+    let (target, link) = (dir.write("target.yaml", "backend: kuberun\n"), dir.0.path().join("link.yaml"));
+    std::os::unix::fs::symlink(&target, &link).expect("a link");
+    assert_eq!(podbay(&["migrate", "--in-place", &link.display().to_string()]).status.code(), Some(0));
+    assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
+    assert!(fs::read_to_string(&target).expect("read").starts_with("backend: kubernetes\n"));
     let json = dir.write("f.json", "{\"backend\": \"kuberun\"}\n");
     assert_eq!(podbay(&["migrate", "--in-place", &json]).status.code(), Some(0));
     assert!(serde_json::from_str::<serde_json::Value>(&fs::read_to_string(&json).expect("read")).is_ok());
@@ -152,7 +158,11 @@ fn the_schema_and_the_table_of_keys_are_not_stale() {
 }
 
 /// A cluster whose demo image has what is given at `/usr/bin/containerssh-agent`, and a kubeconfig for it in the directory.
-fn cluster(runtime: &tokio::runtime::Runtime, dir: &Dir, agent: Option<&Path>) -> (podbay_minicluster::Minicluster, String) {
+fn cluster(
+    runtime: &tokio::runtime::Runtime,
+    dir: &Dir,
+    agent: Option<&Path>,
+) -> (podbay_minicluster::Minicluster, String) {
     let cluster = runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let mut options = podbay_minicluster::Options::new(listener);
@@ -188,16 +198,23 @@ fn a_pod_that_is_tried_tells_the_agents_level_and_goes() {
     // As ContainerSSH's: it waits, and knows nothing of ours.
     let theirs = executable(&dir, "theirs", b"#!/bin/sh\n[ \"$1\" = wait-signal ] || exit 1\nexec sleep 600\n");
     let image = podbay_minicluster::image::DEMO;
-    let agents = [(Some(ours.as_path()), "podbay-agent (everything)"), (Some(theirs.as_path()), "containerssh-agent (signals"), (None, "")];
+    let agents = [
+        (Some(ours.as_path()), "podbay-agent (everything)"),
+        (Some(theirs.as_path()), "containerssh-agent (signals"),
+        (None, ""),
+    ];
     for (agent, level) in agents {
         let (cluster, kubeconfig) = cluster(&runtime, &dir, agent);
         let with = |pod: &str| {
             let spec = format!("spec: {{terminationGracePeriodSeconds: 1, containers: [{{image: '{image}'}}]}}");
-            let text = format!("kubernetes:\n  connection: {{kubeconfig: {kubeconfig:?}}}\n  timeouts: {{podStart: 30s}}\n  pod: {{{pod}{spec}}}\n");
+            let text = format!(
+                "kubernetes:\n  connection: {{kubeconfig: {kubeconfig:?}}}\n  timeouts: {{podStart: 30s}}\n  pod: {{{pod}{spec}}}\n"
+            );
             let run = podbay(&["check", "--try-pod", &dir.write("f.yaml", &text)]);
             (run.status.code(), text_of(&run))
         };
-        for mode in ["", "mode: session, ", "mode: persistent, createMissingPods: true, metadata: {name: workspace}, "] {
+        for mode in ["", "mode: session, ", "mode: persistent, createMissingPods: true, metadata: {name: workspace}, "]
+        {
             let (status, told) = with(mode);
             if level.is_empty() {
                 assert_eq!(status, Some(2), "{told}");

@@ -154,7 +154,10 @@ const REFUSED: &[(&str, &str)] = &[
     ("kubernetes.connection.timeout", "kubernetes.timeouts.http bounds requests"),
     ("kubernetes.metadata", "it belongs into kubernetes.pod.metadata"),
     ("kubernetes.namespace", "it belongs into kubernetes.pod.metadata.namespace"),
-    ("kubernetes.pod.disableCommand", "here it is security.command.mode: disable, and security.subsystem.mode: disable"),
+    (
+        "kubernetes.pod.disableCommand",
+        "here it is security.command.mode: disable, and security.subsystem.mode: disable",
+    ),
     ("kubernetes.pod.enableAgent", "the agent is on unless disableAgent is true"),
     ("kubernetes.pod.namespace", "here it is metadata.namespace"),
     ("kubernetes.pod.podSpec", "here it is spec"),
@@ -216,15 +219,39 @@ fn every_refused_key_is_told_with_its_place_and_what_to_do() {
 
 /// Values that are known and refused. (Those of `log`, `metrics` and `health`: frontend/src/config/.)
 const REFUSED_VALUES: &[(&str, &str, &str)] = &[
-    ("audit.enable", "true", "there is no audit log yet, and a session that nobody records must not look like one: set it to false"),
+    (
+        "audit.enable",
+        "true",
+        "there is no audit log yet, and a session that nobody records must not look like one: set it to false",
+    ),
     ("geoip.provider", "maxmind", "maxmind is not built: use dummy"),
-    ("backend", "docker", "only kubernetes is built, and kuberun for old configurations: use ContainerSSH for docker and sshproxy"),
+    (
+        "backend",
+        "docker",
+        "only kubernetes is built, and kuberun for old configurations: use ContainerSSH for docker and sshproxy",
+    ),
     ("backend", "dockerrun", "only kubernetes is built"),
     ("backend", "sshproxy", "only kubernetes is built"),
-    ("auth.keyboardInteractive.method", "oauth2", "oauth2 is not supported: let a webhook check passwords, or sign user certificates"),
-    ("auth.gssapi.method", "kerberos", "kerberos is not supported: use public keys, certificates (auth.trustedUserCAKeys) or a webhook"),
-    ("auth.password.method", "kerberos", "kerberos is not supported: use webhook, and let the server behind it ask kerberos"),
-    ("auth.allowRedirects", "true", "redirects are never followed, they would take secrets elsewhere: name the final url"),
+    (
+        "auth.keyboardInteractive.method",
+        "oauth2",
+        "oauth2 is not supported: let a webhook check passwords, or sign user certificates",
+    ),
+    (
+        "auth.gssapi.method",
+        "kerberos",
+        "kerberos is not supported: use public keys, certificates (auth.trustedUserCAKeys) or a webhook",
+    ),
+    (
+        "auth.password.method",
+        "kerberos",
+        "kerberos is not supported: use webhook, and let the server behind it ask kerberos",
+    ),
+    (
+        "auth.allowRedirects",
+        "true",
+        "redirects are never followed, they would take secrets elsewhere: name the final url",
+    ),
     ("configserver.allowRedirects", "true", "redirects are never followed"),
     ("security.forwarding.reverseForwardingMode", "enable", "forwarding is not built: use disable"),
     ("security.forwarding.forwardingMode", "enable", "forwarding is not built: use disable"),

@@ -7,11 +7,7 @@
 
 use podbay_tests::{PATIENCE, Setup, World, connection, finish, image, only_embedded, program, wait_until};
 use serde_json::{Map, Value, json};
-use std::{
-    path::Path,
-    process::Command,
-    time::Instant,
-};
+use std::{path::Path, process::Command, time::Instant};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expect {
@@ -202,9 +198,8 @@ fn run(group: usize, groups: usize) {
 
 /// One of the processes, or both, do not start and say why. What neither of them reads is the other's to refuse.
 fn is_refused(example: &Example, file: &Path) {
-    let done = ["podbay-backend", "podbay-frontend"].map(|name| {
-        finish(Command::new(program(name)).arg("--check").arg("--config").arg(file), b"")
-    });
+    let done = ["podbay-backend", "podbay-frontend"]
+        .map(|name| finish(Command::new(program(name)).arg("--check").arg("--config").arg(file), b""));
     assert!(done.iter().any(|done| done.status.code() == Some(2)), "{done:?}");
     let said: String = done.iter().map(|done| done.stderr.as_str()).collect();
     for told in &example.told {
@@ -251,7 +246,6 @@ fn serves(world: &mut World, example: &Example, whole: &Value, file: &str) {
         world.take(name).stop();
     }
     wait_until("no pod is left", || world.pods().is_empty() && world.pods_in("users").is_empty());
-
 }
 
 #[test]

@@ -31,8 +31,14 @@ fn kuberun(config: &str, pod: &[&str]) -> String {
         out.push(format!("    subsystems: {{sftp: {}}}", Value::from(sftp)));
     }
     out.extend(
-        ["    podSpec:", "      # Theirs.", "      terminationGracePeriodSeconds: 2", "      containers:", "      - name: main"]
-            .map(str::to_owned),
+        [
+            "    podSpec:",
+            "      # Theirs.",
+            "      terminationGracePeriodSeconds: 2",
+            "      containers:",
+            "      - name: main",
+        ]
+        .map(str::to_owned),
     );
     out.extend([format!("        image: {}", image()), "        command: [/bin/sh]".to_owned()]);
     let start = config.find("backend: kubernetes\n").expect("a backend");
@@ -137,7 +143,8 @@ fn before_and_after(mode: &str, pod: &[&str], commands: bool) {
         assert!(done.status.success() && !done.stderr.contains("still to do"), "{done:?}");
         assert_eq!(migrate(&["--check"]).status.code(), Some(0));
         let text = std::fs::read_to_string(&file).expect("reads");
-        for kept in ["backend: kubernetes # as it has been since 2020", "# All of it was written for 0.3.", "# Theirs."] {
+        for kept in ["backend: kubernetes # as it has been since 2020", "# All of it was written for 0.3.", "# Theirs."]
+        {
             assert!(text.contains(kept), "{kept} is not in\n{text}");
         }
         assert!(!text.contains("kuberun"), "{text}");

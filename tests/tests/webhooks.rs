@@ -276,7 +276,10 @@ fn a_config_webhook_may_choose_kuberun_and_each_connection_is_warned_of() {
     let events = || {
         let said = ["backend", "backend-2"].map(|name| world.part(name).said()).concat();
         let line = |line: &&str| line.contains("\"code\":\"KUBERUN_DEPRECATED\"") && line.contains("\"connection\":\"");
-        said.lines().filter(line).filter(|line| line.contains("You are using the kuberun backend deprecated since")).count()
+        said.lines()
+            .filter(line)
+            .filter(|line| line.contains("You are using the kuberun backend deprecated since"))
+            .count()
     };
     *answer.lock().expect("a lock") = Some(b"{}".to_vec());
     world.run("echo file").is(0, "file\n", "");

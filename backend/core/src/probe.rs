@@ -177,8 +177,9 @@ async fn found(
         (_, Some(Found::Containerssh)) => Ok(Found::Containerssh),
         (_, Some(Found::Nothing)) => Err(agent_missing(&path, "nothing there answers as an agent does")),
         (Ok(Err(_)), None) => Err(Refusal::new(Reason::StreamLost, format!("the agent at {path} could not be asked"))),
-        (Err(_), None) => {
-            Err(Refusal::new(Reason::PodStartTimeout, format!("nothing at {path} answered in time (timeouts.podStart)")))
-        }
+        (Err(_), None) => Err(Refusal::new(
+            Reason::PodStartTimeout,
+            format!("nothing at {path} answered in time (timeouts.podStart)"),
+        )),
     }
 }

@@ -193,7 +193,8 @@ fn json_has_lines_and_columns_too() {
         assert!(told.len() == 2 && told.iter().any(|line| line.starts_with(wanted)), "{wanted}: {told:?}");
     }
     // Whole nanoseconds, as ContainerSSH's JSON has durations.
-    let good = "{\"backend\": \"kuberun\", \"kuberun\": {\"timeout\": 5000000000, \"connection\": {\"timeout\": 7000000000}}}";
+    let good =
+        "{\"backend\": \"kuberun\", \"kuberun\": {\"timeout\": 5000000000, \"connection\": {\"timeout\": 7000000000}}}";
     let timeouts = read(good).expect("good").0.timeouts;
     assert_eq!((timeouts.pod_start.as_secs(), timeouts.http.as_secs()), (5, 7));
 }

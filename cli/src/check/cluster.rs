@@ -39,10 +39,7 @@ pub async fn try_cluster(settings: &Settings, try_pod: bool) -> bool {
     let listed = cluster.list_leases(leases, &selector).await.map(drop);
     good &= tell(&format!("leases can be listed in namespace {leases}"), listed);
     let tried = cluster.try_pod(&pod).await.map(drop);
-    good &= tell(
-        &format!("a pod would be taken in namespace {namespace} (a dry run: images are not pulled)"),
-        tried,
-    );
+    good &= tell(&format!("a pod would be taken in namespace {namespace} (a dry run: images are not pulled)"), tried);
     if try_pod && good {
         good &= real_pod(settings, cluster).await;
     } else if try_pod {

@@ -38,7 +38,17 @@ impl Section {
             }
             node => node,
         };
-        Self { node, at, path, known: BTreeSet::new(), any_case: false, lenient: false, names: Rc::new([]), hidden: false, sink }
+        Self {
+            node,
+            at,
+            path,
+            known: BTreeSet::new(),
+            any_case: false,
+            lenient: false,
+            names: Rc::new([]),
+            hidden: false,
+            sink,
+        }
     }
 
     /// From here down, unknown keys are warned of and no mistakes.

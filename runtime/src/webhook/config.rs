@@ -31,8 +31,7 @@ impl fmt::Debug for Endpoint {
 }
 
 /// The keys that this reads.
-const KEYS: [&str; 8] =
-    ["url", "timeout", "authTimeout", "cacert", "cert", "key", "allowRedirects", "tlsVersion"];
+const KEYS: [&str; 8] = ["url", "timeout", "authTimeout", "cacert", "cert", "key", "allowRedirects", "tlsVersion"];
 
 /// Reads the HTTP client's keys of a section; `None` where there is no `url`, or a mistake was recorded. `budget` is the default of
 /// `authTimeout`.

@@ -84,7 +84,9 @@ impl Settings {
             Some(Some(backend)) => backend,
             Some(None) => {
                 let file = self.backend().name();
-                return Err(format!("config.backend: must be kubernetes or kuberun; left out, it is the file's {file}"));
+                return Err(format!(
+                    "config.backend: must be kubernetes or kuberun; left out, it is the file's {file}"
+                ));
             }
         };
         let security = match config.remove("security") {
@@ -303,7 +305,10 @@ kuberun: {connection: {host: h, insecure: true, timeout: 4s}, timeout: 5s, pod: 
             (json!({"kubernetes": {"pod": {"mode": "persistent"}}}), "mode"),
             (json!({"backend": "docker"}), "config.backend: must be kubernetes or kuberun"),
             (json!({"backend": 1}), "config.backend: must be kubernetes or kuberun"),
-            (json!({"kuberun": {"pod": {"namespace": "ns"}}}), "config.kuberun: the backend is kubernetes: leave it out, or"),
+            (
+                json!({"kuberun": {"pod": {"namespace": "ns"}}}),
+                "config.kuberun: the backend is kubernetes: leave it out, or",
+            ),
             (
                 json!({"backend": "kuberun", "kuberun": {"connection": {"insecure": true}}}),
                 "config.kuberun.connection: is the same for all connections",

@@ -178,7 +178,10 @@ fn odd_files_in_block_style_keep_what_they_have() {
     same(&format!("%YAML 1.2\n# d\n---\n{old}...\n# e\n"), &format!("%YAML 1.2\n# d\n---\n{new}...\n# e\n"));
     same(&format!("--- # d\n{old}"), &format!("--- # d\n{new}"));
     same(&old.replace("kuberun:", "\"kuberun\":"), &new);
-    same(&old.trim_end().replace("kuberun\n", "'kuberun' # kuberun\n"), &new.replace("backend: kubernetes", "backend: 'kubernetes' # kuberun"));
+    same(
+        &old.trim_end().replace("kuberun\n", "'kuberun' # kuberun\n"),
+        &new.replace("backend: kubernetes", "backend: 'kubernetes' # kuberun"),
+    );
     // Mixed ends of lines become one kind.
     same(&old.replacen('\n', "\r\n", 1), &new);
     // One anchor, once; what it stands for elsewhere stays.
@@ -192,7 +195,8 @@ fn odd_files_in_block_style_keep_what_they_have() {
     // What looks like a key or a comment in a text is none.
     let text = "        - |\n          # no comment\n          timeout: 5s\n\n          kuberun: x\n";
     let spec = format!("      containers:\n      - image: i\n        args:\n{text}");
-    let after = means_the_same(&format!("backend: kuberun\nkuberun:\n  pod:\n    podSpec:\n{spec}")).text.expect("text");
+    let after =
+        means_the_same(&format!("backend: kuberun\nkuberun:\n  pod:\n    podSpec:\n{spec}")).text.expect("text");
     assert!(after.contains(&spec), "{after}");
 }
 
@@ -212,9 +216,48 @@ fn json_stays_json() {
 #[test]
 fn texts_stay_texts_when_they_are_written_anew() {
     let texts = [
-        "1.30", "yes", "no", "on", "null", "~", "", " lead", "trail ", "a: b # c", "- x", "? y", "0123", "0x1f", "1e5", ".inf",
-        "12:30:45", "2001-01-01", "<<", "=", "!tag", "&a", "*a", "%d", "@", "`", "a\nb\n", "a\n\n  b", "\ttab", "\u{7}", "\u{85}",
-        "\u{2028}", "\u{1f600}", "---", "...", "{", "[", "|", ">", "'", "\"", "\\",
+        "1.30",
+        "yes",
+        "no",
+        "on",
+        "null",
+        "~",
+        "",
+        " lead",
+        "trail ",
+        "a: b # c",
+        "- x",
+        "? y",
+        "0123",
+        "0x1f",
+        "1e5",
+        ".inf",
+        "12:30:45",
+        "2001-01-01",
+        "<<",
+        "=",
+        "!tag",
+        "&a",
+        "*a",
+        "%d",
+        "@",
+        "`",
+        "a\nb\n",
+        "a\n\n  b",
+        "\ttab",
+        "\u{7}",
+        "\u{85}",
+        "\u{2028}",
+        "\u{1f600}",
+        "---",
+        "...",
+        "{",
+        "[",
+        "|",
+        ">",
+        "'",
+        "\"",
+        "\\",
     ];
     let variables: Vec<Shown> = texts.iter().map(|text| serde_json::json!({"name": "A", "value": text})).collect();
     let pod = serde_json::json!({"podSpec": {"containers": [{"image": "i", "env": variables}]}});
@@ -231,7 +274,10 @@ fn what_is_no_configuration_is_told() {
         ("backend: kuberun\n---\nkuberun: {}\n", "f:3:1: a second document begins here"),
         ("backend: kuberun\nkuberun:\n\tpod: {}\n", "f:3:2: tabs disallowed"),
         ("backend: kuberun\nbackend: kuberun\n", "f:2:1: backend is given twice"),
-        ("{\"backend\": \"kuberun\", \"kuberun\": {\"timeot\": 1}}", "f:1:37: kuberun.timeot: unknown key; did you mean timeout?"),
+        (
+            "{\"backend\": \"kuberun\", \"kuberun\": {\"timeot\": 1}}",
+            "f:1:37: kuberun.timeot: unknown key; did you mean timeout?",
+        ),
     ] {
         let told = migrate("f", text).expect_err(text).to_string();
         assert!(told.starts_with(wanted), "{text}: {told}");
