@@ -276,7 +276,7 @@ fn what_is_no_configuration_is_told() {
         ("backend: kuberun\nbackend: kuberun\n", "f:2:1: backend is given twice"),
         (
             "{\"backend\": \"kuberun\", \"kuberun\": {\"timeot\": 1}}",
-            "f:1:37: kuberun.timeot: unknown key; did you mean timeout?",
+            "f:1:36: kuberun.timeot: unknown key; did you mean timeout?",
         ),
     ] {
         let told = migrate("f", text).expect_err(text).to_string();
