@@ -194,7 +194,7 @@ fn block(path: &str, value: &str) -> (String, usize, usize) {
     }
     for (depth, step) in steps.iter().enumerate() {
         let end = if depth + 1 == steps.len() { format!(" {value}") } else { String::new() };
-        text += &format!("{}{step}:{end}\n", " ".repeat(2 * depth));
+        text.extend([&*" ".repeat(2 * depth), step, ":", &end, "\n"]);
     }
     (text, 1 + steps.len(), 1 + 2 * (steps.len() - 1))
 }

@@ -49,11 +49,16 @@ pub async fn try_cluster(settings: &Settings, try_pod: bool) -> bool {
 }
 
 fn tell<E: std::fmt::Display>(what: &str, result: Result<(), E>) -> bool {
-    match &result {
-        Ok(()) => println!("cluster: {what}: good"),
-        Err(error) => eprintln!("cluster: {what}: {error}"),
+    match result {
+        Ok(()) => {
+            println!("cluster: {what}: good");
+            true
+        }
+        Err(error) => {
+            eprintln!("cluster: {what}: {error}");
+            false
+        }
     }
-    result.is_ok()
 }
 
 /// A pod that runs, its agent's level, and its end.

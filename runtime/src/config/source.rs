@@ -15,9 +15,9 @@ pub(super) fn read(path: &Path) -> Result<String, Mistakes> {
         Ok(_) if bytes.len() as u64 > MAX_FILE => Err(whole(&name, format!("larger than {MAX_FILE} bytes"))),
         Ok(_) => String::from_utf8(bytes).map_err(|error| {
             let before = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
-            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count() as u64;
-            let start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-            let column = 1 + String::from_utf8_lossy(before.get(start..).unwrap_or_default()).chars().count() as u64;
+            let before = String::from_utf8_lossy(before);
+            let line = 1 + before.matches('\n').count() as u64;
+            let column = 1 + before.rsplit('\n').next().unwrap_or_default().chars().count() as u64;
             let message = "is not UTF-8 from here on: save the file as UTF-8".to_owned();
             Mistakes(vec![Mistake { file: name.clone(), line, column, path: String::new(), message }])
         }),

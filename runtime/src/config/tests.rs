@@ -68,10 +68,11 @@ fn bad_yaml_says_where() {
 #[test]
 fn what_is_no_document_is_told_in_words_that_help() {
     let deep = format!("a: {}", "[".repeat(5000));
-    let bomb: String = ('a'..'j')
-        .zip('b'..'k')
-        .map(|(one, next)| format!("{next}: &{next} [{}]\n", vec![format!("*{one}"); 9].join(",")))
-        .collect();
+    let lines = ('a'..'j').zip('b'..'k').map(|(one, next)| {
+        let nine = vec![format!("*{one}"); 9].join(",");
+        format!("{next}: &{next} [{nine}]")
+    });
+    let bomb = lines.collect::<Vec<_>>().join("\n");
     for (text, wanted) in [
         ("a: 1\n---\nb: 2\n", "f.yaml:3:1: a second document begins here, and a configuration is one"),
         ("{\n\t\"a\": 1,\n\t\"a\": 2\n}", "f.yaml:3:2: a is given twice"),
