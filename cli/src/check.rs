@@ -1,8 +1,10 @@
 //! `podbay check FILE…`: everything that is wrong with configurations, for both processes at once.
 
-use podbay_backend_core::{config::Settings, identity, template};
+mod cluster;
+
+use podbay_backend_core::config::Settings;
 use podbay_runtime::config::{Document, Mistake, Notes, nested, to_yaml};
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode};
 
 /// Which processes a file is for: by the sections in it.
 const FRONTENDS: [&str; 6] = ["ssh", "users", "auth", "frontend", "metrics", "health"];
@@ -22,6 +24,10 @@ pub struct Arguments {
     /// Try the cluster: whether it answers, whether the namespace and its pods may be used, and whether it would take the pod.
     #[arg(long)]
     cluster: bool,
+    /// Also make one pod, wait until it runs (at most timeouts.podStart), ask which guest agent its image has, and delete it
+    /// (at most timeouts.podStop). Implies --cluster.
+    #[arg(long)]
+    try_pod: bool,
 }
 
 /// What a file holds.
@@ -104,9 +110,11 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         } else {
             println!("{}: no mistakes", path.display());
         }
-        if arguments.cluster {
+        if arguments.cluster || arguments.try_pod {
             match &checked.settings {
-                Some(settings) => good &= runtime()?.block_on(Box::pin(try_cluster(settings))),
+                Some(settings) => {
+                    good &= runtime()?.block_on(Box::pin(cluster::try_cluster(settings, arguments.try_pod)));
+                }
                 None => eprintln!("{}: no part of it is a backend's, so there is no cluster to try", path.display()),
             }
         }
@@ -116,55 +124,4 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
-}
-
-/// Asks the cluster what a backend will ask of it, without leaving anything there. Whether all of it went well.
-async fn try_cluster(settings: &Settings) -> bool {
-    use podbay_backend::{
-        kubernetes::KubeCluster,
-        metrics::{Equivalents, KubernetesMetrics},
-    };
-    use podbay_backend_core::cluster::Cluster;
-    let mut registry = prometheus_client::registry::Registry::default();
-    let containerssh = Equivalents::new(&mut registry, false);
-    let metrics = KubernetesMetrics::new(&mut registry, containerssh);
-    let cluster: Arc<dyn Cluster> = match KubeCluster::new(&settings.connection, settings.timeouts.http, metrics).await
-    {
-        Ok(cluster) => Arc::new(cluster),
-        Err(error) => {
-            eprintln!("cluster: {error}");
-            return false;
-        }
-    };
-    let (namespace, leases) = (settings.pod.namespace(), settings.ownership.namespace.as_str());
-    let who = identity::Identity {
-        connection: podbay::ConnectionId::from_bytes([0; 16]),
-        owner: podbay::OwnerId::from_bytes([0; 16]),
-        caller: "podbay check".into(),
-        user: identity::User::named("podbay-check"),
-        remote: None,
-    };
-    let pod = template::connection_pod(&settings.pod, &who, &BTreeMap::new());
-    let mut good = true;
-    let mut tell = |what: String, result: Result<(), String>| {
-        match result {
-            Ok(()) => println!("cluster: {what}: good"),
-            Err(error) => {
-                good = false;
-                eprintln!("cluster: {what}: {error}");
-            }
-        }
-        good
-    };
-    if !tell("the API answers".into(), cluster.ping().await.map_err(|error| error.to_string())) {
-        return false;
-    }
-    let selector = identity::all();
-    let listed = cluster.list_pods(namespace, &selector).await.map(drop).map_err(|error| error.to_string());
-    tell(format!("pods can be listed in namespace {namespace}"), listed);
-    let listed = cluster.list_leases(leases, &selector).await.map(drop).map_err(|error| error.to_string());
-    tell(format!("leases can be listed in namespace {leases}"), listed);
-    let tried = cluster.try_pod(&pod).await.map(drop).map_err(|error| error.to_string());
-    tell(format!("a pod would be taken in namespace {namespace} (a dry run: images are not pulled)"), tried);
-    good
 }

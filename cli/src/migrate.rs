@@ -31,12 +31,10 @@ pub struct Arguments {
 /// Migrates; what changed and why goes to stderr.
 pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let file = &arguments.file;
-    let (name, old) = (
-        file.display().to_string(),
-        fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?,
-    );
-    let migration = match migrate(&name, &old) {
-        Ok(migration) => migration,
+    let name = file.display().to_string();
+    // Exit 1 is --check's answer: what can't be read is wrong, like what can't be understood.
+    let (old, migration) = match Document::text_of(file).and_then(|old| Ok((migrate(&name, &old)?, old))) {
+        Ok((migration, old)) => (old, migration),
         Err(mistakes) => {
             eprintln!("{mistakes}");
             return Ok(ExitCode::from(WRONG));
@@ -71,6 +69,8 @@ pub fn main(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// The old file stays as FILE.bak; a crash leaves either the old or the new one, whole. An older backup is not lost.
 fn replace(file: &Path, new: &str) -> anyhow::Result<()> {
+    // Behind a link is the file; the link stays one.
+    let file = &fs::canonicalize(file).with_context(|| format!("can't find {}", file.display()))?;
     let beside = |ending: &str| {
         let mut name = file.as_os_str().to_owned();
         name.push(ending);

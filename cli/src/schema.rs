@@ -30,10 +30,17 @@ fn owner(path: &str) -> &'static str {
     }
 }
 
-/// Keys of ContainerSSH by prefix, with its version that first had them; the longest prefix counts. Others are Podbay's.
-const SINCE: [(&str, &str); 44] = [
+/// Keys of ContainerSSH by prefix, with its version that first had them; the longest prefix counts. Others, and those with an empty
+/// version, are Podbay's.
+const SINCE: [(&str, &str); 50] = [
     ("audit", "0.3"),
     ("auth", "0.3"),
+    ("auth.authz", "0.5"),
+    ("auth.gssapi", "0.5"),
+    ("auth.keyboardInteractive", "0.5"),
+    ("auth.password.", "0.5"),
+    ("auth.publicKey", "0.5"),
+    ("auth.trustedUserCAKeys", ""),
     ("backend", "0.3"),
     ("configserver", "0.3"),
     ("geoip", "0.3"),
@@ -80,6 +87,7 @@ const SINCE: [(&str, &str); 44] = [
 
 fn since(path: &str) -> String {
     let known = SINCE.iter().filter(|(prefix, _)| path.starts_with(prefix)).max_by_key(|(prefix, _)| prefix.len());
+    let known = known.filter(|(_, version)| !version.is_empty());
     known.map_or_else(|| "Podbay 0.1".to_owned(), |(_, version)| format!("ContainerSSH {version}"))
 }
 
@@ -194,7 +202,9 @@ impl Place {
         {
             object.insert("additionalProperties".into(), false.into());
         }
-        if self.list { json!({ "type": ["array", "null"], "items": object }) } else { object }
+        let below = if self.list { json!({ "type": ["array", "null"], "items": object }) } else { object };
+        // A key of two forms: auth.password is a boolean in ContainerSSH 0.4, and a map since.
+        if let Some(own) = self.own { json!({ "anyOf": [own, below] }) } else { below }
     }
 }
 

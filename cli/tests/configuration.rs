@@ -113,6 +113,28 @@ fn migrate_writes_what_check_takes() {
     assert_eq!((run.status.code(), fs::read_to_string(&file).expect("read").as_str()), (Some(1), old), "{run:?}");
     let bad = dir.write("bad.yaml", "backend: kuberun\nkuberun: {timeout: soon}\n");
     assert_eq!(podbay(&["migrate", &bad]).status.code(), Some(2));
+    // 1 is --check's answer that there is something to migrate, and no other.
+    let large = dir.write("large.yaml", &format!("backend: kuberun\n# {}\n", "x".repeat(10 << 20)));
+    for (file, wanted) in [
+        (large.as_str(), "large.yaml: larger than 4194304 bytes"),
+        ("/nonexistent/file", "/nonexistent/file: can't be read: No such file"),
+        (&dir.0.path().display().to_string(), "can't be read: Is a directory"),
+        (&dir.write("list.yaml", "- a\n"), "list.yaml:1:1: expected a map, found a list"),
+    ] {
+        let run = podbay(&["migrate", "--check", file]);
+        assert!(run.status.code() == Some(2) && text(&run.stderr).contains(wanted), "{wanted}: {run:?}");
+        assert!(run.stdout.is_empty(), "{run:?}");
+    }
+    // A link stays one.
+    let (target, link) = (dir.write("target.yaml", "backend: kuberun\n"), dir.0.path().join("link.yaml"));
+    std::os::unix::fs::symlink(&target, &link).expect("a link");
+    assert_eq!(podbay(&["migrate", "--in-place", &link.display().to_string()]).status.code(), Some(0));
+    assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
+    assert!(fs::read_to_string(&target).expect("read").starts_with("backend: kubernetes\n"));
+    let json = dir.write("f.json", "{\"backend\": \"kuberun\"}\n");
+    assert_eq!(podbay(&["migrate", "--in-place", &json]).status.code(), Some(0));
+    assert!(serde_json::from_str::<serde_json::Value>(&fs::read_to_string(&json).expect("read")).is_ok());
+    assert_eq!(podbay(&["check", &json]).status.code(), Some(0));
 }
 
 fn in_repository(path: &str) -> PathBuf {
@@ -135,18 +157,115 @@ fn the_schema_and_the_table_of_keys_are_not_stale() {
     }
 }
 
-#[test]
-fn check_tries_the_cluster() {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-    let dir = Dir::new();
+/// A cluster whose demo image has what is given at `/usr/bin/containerssh-agent`, and a kubeconfig for it in the directory.
+fn cluster(
+    runtime: &tokio::runtime::Runtime,
+    dir: &Dir,
+    agent: Option<&Path>,
+) -> (podbay_minicluster::Minicluster, String) {
     let cluster = runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let mut options = podbay_minicluster::Options::new(listener);
         options.helper = Some(env!("CARGO_BIN_EXE_podbay").into());
+        options.backoff = std::time::Duration::from_millis(50);
+        let image = options.images.get_mut(podbay_minicluster::image::DEMO).expect("the demo's image");
+        if let Some(agent) = agent {
+            image.programs.insert("/usr/bin/containerssh-agent".into(), agent.to_owned());
+        }
         podbay_minicluster::Minicluster::start(options).await.expect("a minicluster")
     });
     let kubeconfig = dir.write("kubeconfig", cluster.kubeconfig());
+    (cluster, kubeconfig)
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+}
+
+/// An executable of this text.
+fn executable(dir: &Dir, name: &str, bytes: &[u8]) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    let path = dir.0.path().join(name);
+    fs::write(&path, bytes).expect("written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
+    path
+}
+
+#[test]
+fn a_pod_that_is_tried_tells_the_agents_level_and_goes() {
+    let (runtime, dir) = (runtime(), Dir::new());
+    let ours = executable(&dir, "podbay-agent", podbay_agent_embed::BINARY);
+    // As ContainerSSH's: it waits, and knows nothing of ours.
+    let theirs = executable(&dir, "theirs", b"#!/bin/sh\n[ \"$1\" = wait-signal ] || exit 1\nexec sleep 600\n");
+    let image = podbay_minicluster::image::DEMO;
+    let agents = [
+        (Some(ours.as_path()), "podbay-agent (everything)"),
+        (Some(theirs.as_path()), "containerssh-agent (signals"),
+        (None, ""),
+    ];
+    for (agent, level) in agents {
+        let (cluster, kubeconfig) = cluster(&runtime, &dir, agent);
+        let with = |pod: &str| {
+            let spec = format!("spec: {{terminationGracePeriodSeconds: 1, containers: [{{image: '{image}'}}]}}");
+            let text = format!(
+                "kubernetes:\n  connection: {{kubeconfig: {kubeconfig:?}}}\n  timeouts: {{podStart: 30s}}\n  pod: {{{pod}{spec}}}\n"
+            );
+            let run = podbay(&["check", "--try-pod", &dir.write("f.yaml", &text)]);
+            (run.status.code(), text_of(&run))
+        };
+        for mode in ["", "mode: session, ", "mode: persistent, createMissingPods: true, metadata: {name: workspace}, "]
+        {
+            let (status, told) = with(mode);
+            if level.is_empty() {
+                assert_eq!(status, Some(2), "{told}");
+                assert!(told.contains("the image has no agent that runs at /usr/bin/containerssh-agent"), "{told}");
+            } else {
+                assert_eq!(status, Some(0), "{told}");
+                assert!(told.contains(&format!("cluster: agent level of {image}: {level}")), "{told}");
+                assert!(told.contains(" s: good\n"), "{told}");
+            }
+            assert!(told.contains("was deleted: good"), "{told}");
+            assert_eq!(cluster.pods().len(), 0, "{told}");
+        }
+        for mode in ["disableAgent: true, ", "disableAgent: true, mode: session, "] {
+            let (status, told) = with(mode);
+            assert_eq!(status, Some(0), "{told}");
+            assert!(told.contains("none, as pod.disableAgent says") && told.contains("was deleted: good"), "{told}");
+            assert_eq!(cluster.pods().len(), 0, "{told}");
+        }
+        let (status, told) = with("mode: persistent, metadata: {name: workspace}, ");
+        assert!(status == Some(0) && told.contains("makes no pods: none is tried"), "{told}");
+        // No pod is made where a dry run fails, nor without being asked.
+        let (status, told) = with("metadata: {namespace: nowhere}, ");
+        assert!(status == Some(2) && told.contains("cluster: no pod is tried: see above"), "{told}");
+        assert_eq!(cluster.pods().len(), 0, "{told}");
+        runtime.block_on(cluster.shutdown());
+    }
+}
+
+#[test]
+fn a_pod_that_can_not_run_is_told_and_goes_in_time() {
+    let (runtime, dir) = (runtime(), Dir::new());
+    let (cluster, kubeconfig) = cluster(&runtime, &dir, None);
+    let text = format!(
+        "kubernetes:\n  connection: {{kubeconfig: {kubeconfig:?}}}\n  timeouts: {{podStart: 2s, podStop: 8s}}\n  pod: {{disableAgent: true, spec: {{containers: [{{image: 'registry.example/nosuch:1'}}]}}}}\n"
+    );
+    let run = podbay(&["check", "--try-pod", &dir.write("f.yaml", &text)]);
+    let told = text_of(&run);
+    assert_eq!(run.status.code(), Some(2), "{told}");
+    assert!(told.contains("nosuch") && told.contains("was deleted: good"), "{told}");
+    assert_eq!(cluster.pods().len(), 0, "{told}");
+    runtime.block_on(cluster.shutdown());
+}
+
+fn text_of(run: &Output) -> String {
+    text(&run.stdout) + &text(&run.stderr)
+}
+
+#[test]
+fn check_tries_the_cluster() {
+    let (runtime, dir) = (runtime(), Dir::new());
+    let (cluster, kubeconfig) = cluster(&runtime, &dir, None);
     let with = |more: &str| {
         format!("kubernetes:\n  connection: {{kubeconfig: {kubeconfig:?}}}\n  pod: {{disableAgent: true{more}}}\n")
     };
@@ -154,7 +273,9 @@ fn check_tries_the_cluster() {
     let told = text(&run.stdout) + &text(&run.stderr);
     assert_eq!(run.status.code(), Some(0), "{told}");
     assert!(
-        told.contains("cluster: the API answers: good") && told.contains("a pod would be taken in namespace default"),
+        told.contains("cluster: the API answers: good")
+            && told.contains("a pod would be taken in namespace default")
+            && cluster.pods().is_empty(),
         "{told}"
     );
     let run = podbay(&["check", "--cluster", &dir.write("nowhere.yaml", &with(", metadata: {namespace: nowhere}"))]);

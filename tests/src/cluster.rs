@@ -256,3 +256,25 @@ pub fn with_client<T>(kubeconfig: &Path, what: impl AsyncFnOnce(Client) -> T) ->
         what(client).await
     })
 }
+
+/// What a kubeconfig says, in the keys that ContainerSSH has for it (`kubernetes.connection`, `kuberun.connection`).
+pub fn connection(kubeconfig: &Path) -> serde_json::Map<String, serde_json::Value> {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let text = std::fs::read_to_string(kubeconfig).expect("a kubeconfig");
+    let whole: serde_json::Value = serde_yaml::from_str(&text).expect("YAML");
+    let text = |pointer: &str| whole.pointer(pointer).and_then(serde_json::Value::as_str);
+    let pem = |pointer: &str| {
+        let data = STANDARD.decode(text(pointer)?).expect("base64");
+        Some(String::from_utf8(data).expect("PEM"))
+    };
+    [
+        ("host", text("/clusters/0/cluster/server").map(str::to_owned)),
+        ("cacert", pem("/clusters/0/cluster/certificate-authority-data")),
+        ("bearerToken", text("/users/0/user/token").map(str::to_owned)),
+        ("cert", pem("/users/0/user/client-certificate-data")),
+        ("key", pem("/users/0/user/client-key-data")),
+    ]
+    .into_iter()
+    .filter_map(|(key, value)| Some((key.to_owned(), value?.into())))
+    .collect()
+}

@@ -15,6 +15,7 @@ mod terminal;
 mod way;
 mod world;
 
+pub use cluster::connection;
 pub use echo::Loop;
 pub use master::Master;
 pub use nix::sys::signal::Signal;

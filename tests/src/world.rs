@@ -233,7 +233,11 @@ impl World {
         self.start_part_by(name, by, "podbay-backend", config, &address);
     }
 
-    fn start_part(&mut self, name: &'static str, bin: &str, config: &str, address: &str) {
+    /// Starts a process from a configuration of the state directory, and waits until it listens there.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn start_part(&mut self, name: &'static str, bin: &str, config: &str, address: &str) {
         self.start_part_by(name, &[], bin, config, address);
     }
 

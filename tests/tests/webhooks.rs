@@ -283,3 +283,42 @@ configserver: {{url: '{config}/config', timeout: 500ms, authTimeout: 2s}}
     assert!(log.contains("AUTH_BACKEND_ERROR"), "{log}");
     world.ends_clean();
 }
+
+#[test]
+fn a_config_webhook_may_choose_kuberun_and_each_connection_is_warned_of() {
+    let answer = Arc::new(Mutex::new(None));
+    let (url, _) = liar(&answer);
+    let namespace = Arc::new(Mutex::new(String::new()));
+    let world = World::with(Setup::Apart, "connection", |config| {
+        let line = config.lines().find_map(|line| line.trim().strip_prefix("namespace: ")).expect("a namespace");
+        *namespace.lock().expect("a lock") = line.trim_matches('"').to_owned();
+        config + &format!("configserver: {{url: '{url}'}}\nlog: {{format: ljson}}\n")
+    });
+    let kuberun = |pod: serde_json::Value| {
+        let mut pod = pod;
+        pod["namespace"] = namespace.lock().expect("a lock").as_str().into();
+        pod["podSpec"] = json!({"containers": [{"name": "theirs", "image": image(), "command": ["/bin/sh"]}]});
+        let config = json!({"config": {"backend": "kuberun", "kuberun": {"timeout": 40_000_000_000_u64, "pod": pod}}});
+        *answer.lock().expect("a lock") = Some(config.to_string().into_bytes());
+    };
+    let events = || {
+        let said = ["backend", "backend-2"].map(|name| world.part(name).said()).concat();
+        let line = |line: &&str| line.contains("\"code\":\"KUBERUN_DEPRECATED\"") && line.contains("\"connection\":\"");
+        said.lines()
+            .filter(line)
+            .filter(|line| line.contains("You are using the kuberun backend deprecated since"))
+            .count()
+    };
+    *answer.lock().expect("a lock") = Some(b"{}".to_vec());
+    world.run("echo file").is(0, "file\n", "");
+    assert_eq!(events(), 0, "the file's backend is kubernetes");
+    kuberun(json!({}));
+    world.run("echo theirs; exit 4").is(4, "theirs\n", "");
+    assert_eq!(events(), 1);
+    kuberun(json!({"disableCommand": true}));
+    let refused = world.run("echo no");
+    assert!(refused.stderr.contains("exec request failed on channel 0"), "{refused:?}");
+    finish(&mut world.ssh(&["-T"]), b"echo shell; exit 3\n").is(3, "shell\n", "");
+    assert_eq!(events(), 3);
+    world.ends_clean();
+}

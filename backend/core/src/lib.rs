@@ -15,6 +15,7 @@ pub mod migrate;
 pub mod ownership;
 pub mod persistent;
 pub mod policy;
+pub mod probe;
 pub mod session;
 pub mod template;
 pub mod wrapper;

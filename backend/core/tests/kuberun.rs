@@ -178,3 +178,23 @@ fn the_warning_is_containersshs_own() {
         "You are using the kuberun backend deprecated since ContainerSSH 0.4. This backend will be removed in the future. Please switch to the new docker backend as soon as possible. See https://containerssh.io/deprecations/kuberun for details."
     );
 }
+
+#[test]
+fn json_has_lines_and_columns_too() {
+    let kuberun = "{\n\t\"backend\": \"kuberun\",\n\t\"kuberun\": {\n\t\t\"pod\": {\"podSpec\": {\"containers\": [{\"image\": 5}]}},\n\t\t\"timeot\": 1\n\t}\n}\n";
+    let kubernetes = "{\"kubernetes\": {\"pod\": {\"disableAgent\": true, \"podSpec\": {}, \"mode\": \"x\"}}}";
+    for (text, wanted) in [
+        (kuberun, "f.yaml:4:48: kuberun.pod.podSpec.containers[0].image: invalid type"),
+        (kuberun, "f.yaml:5:3: kuberun.timeot: unknown key; did you mean timeout?"),
+        (kubernetes, "f.yaml:1:47: kubernetes.pod.podSpec: is not supported: it is kuberun's name; here it is spec"),
+        (kubernetes, "f.yaml:1:70: kubernetes.pod.mode: \"x\" is none of connection, session, persistent"),
+    ] {
+        let told = read(text).expect_err(text);
+        assert!(told.len() == 2 && told.iter().any(|line| line.starts_with(wanted)), "{wanted}: {told:?}");
+    }
+    // Whole nanoseconds, as ContainerSSH's JSON has durations.
+    let good =
+        "{\"backend\": \"kuberun\", \"kuberun\": {\"timeout\": 5000000000, \"connection\": {\"timeout\": 7000000000}}}";
+    let timeouts = read(good).expect("good").0.timeouts;
+    assert_eq!((timeouts.pod_start.as_secs(), timeouts.http.as_secs()), (5, 7));
+}

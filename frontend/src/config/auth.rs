@@ -16,18 +16,21 @@ const LEGACY: &str = "CONFIG_AUTH_URL_DEPRECATED: auth.url is ContainerSSH 0.4's
 pub(super) fn from_section(mut auth: Section) -> AuthConfig {
     let mut config = AuthConfig::default();
     // Of 0.4: `password` is true or false there.
-    let maps = ["password", "publicKey", "keyboardInteractive", "gssapi", "authz"].map(|key| auth.is_map(key));
-    let legacy = auth.has("url");
+    let password_is_map = auth.is_map("password") || auth.describing();
+    // Empty, as ContainerSSH dumps it: the form is not used.
+    let empty = auth.text("url").is_some_and(|url| url.is_empty());
+    let legacy = auth.has("url") && !empty;
     let flag = |auth: &mut Section, key: &str| if auth.is_map(key) { true } else { auth.or(key, true) };
     let (password, public_key) = (flag(&mut auth, "password"), flag(&mut auth, "pubkey"));
-    if auth.has("pubkey") && !legacy {
+    if auth.has("pubkey") && !legacy && !empty {
         auth.mistake("pubkey", "belongs to the form with auth.url; here it is publicKey with method: webhook");
     }
-    if auth.has("password") && !maps[0] && !legacy {
+    if auth.has("password") && !password_is_map && !legacy && !empty {
         auth.mistake("password", "is true or false only beside auth.url; here it is a map with method: webhook");
     }
+    // Without url it tells of keys that make no sense alone.
+    let client = endpoint(&mut auth, BUDGET).map(Client::new);
     if legacy {
-        let client = endpoint(&mut auth, BUDGET).map(Client::new);
         config.warnings.push(LEGACY.to_owned());
         config.password = client.clone().filter(|_| password);
         config.public_key = client.filter(|_| public_key);
@@ -35,7 +38,7 @@ pub(super) fn from_section(mut auth: Section) -> AuthConfig {
             auth.mistake("url", "password and pubkey are both false, so nobody is asked");
         }
     }
-    if maps[0] {
+    if password_is_map {
         config.password = method(auth.section("password"), &["kerberos"]).or(config.password);
     }
     config.public_key = method(auth.section("publicKey"), &[]).or(config.public_key);
@@ -75,14 +78,18 @@ fn method(mut section: Section, refused: &[&str]) -> Option<Client> {
         section.ignore(other);
     }
     match method.as_str() {
-        "" => {
-            section.ignore("webhook");
+        "" if !section.describing() => {
+            let webhook = section.section("webhook");
+            if webhook.text("url").is_some_and(|url| !url.is_empty()) {
+                webhook.warn("url", "has no effect: method is not webhook");
+            }
+            webhook.leave();
             None
         }
-        "webhook" => {
+        "" | "webhook" => {
             let present = section.has("webhook");
             let mut webhook = section.section("webhook");
-            if !present || !webhook.has("url") {
+            if !webhook.describing() && (!present || !webhook.has("url")) {
                 webhook.mistake("url", "is missing");
             }
             endpoint(&mut webhook, BUDGET).map(|endpoint: Endpoint| Client::new(endpoint))

@@ -12,6 +12,7 @@ mod duration;
 mod mistake;
 mod node;
 mod section;
+mod source;
 mod strict;
 mod translate;
 

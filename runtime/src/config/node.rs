@@ -4,15 +4,13 @@ use super::{
     describe::{Kind, Note, Shown},
     mistake::{Mistake, Mistakes, Sink},
     section::Section,
+    source,
 };
 use crate::files::Seen;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value as Json;
 use serde_yaml::Spanned;
-use std::{cell::RefCell, fmt, fs, path::Path, rc::Rc};
-
-/// A larger file is refused before it is read.
-const MAX_FILE: u64 = 4 * 1024 * 1024;
+use std::{cell::RefCell, fmt, path::Path, rc::Rc};
 
 /// A value and where it stands.
 #[derive(Debug, Clone)]
@@ -196,33 +194,28 @@ impl Document {
 
     /// The same; this file and those that the configuration names are noted.
     pub fn read_noting(path: &Path, noted: &Noted) -> Result<Self, Mistakes> {
-        let name = path.display().to_string();
-        let fail = |message: String| Err(whole(&name, message));
-        let text = match fs::metadata(path) {
-            Ok(meta) if meta.len() > MAX_FILE => {
-                noted.note(path, None);
-                return fail(format!("larger than {MAX_FILE} bytes"));
-            }
-            Ok(_) => fs::read_to_string(path),
-            Err(error) => Err(error),
-        };
+        let text = source::read(path);
         noted.note(path, text.as_ref().ok().map(String::as_bytes));
-        match text {
-            Ok(text) => {
-                let mut document = Self::parse(&name, &text)?;
-                document.sink.noted = noted.clone();
-                Ok(document)
-            }
-            Err(error) => fail(format!("can't be read: {error}")),
-        }
+        let mut document = Self::parse(&path.display().to_string(), &text?)?;
+        document.sink.noted = noted.clone();
+        Ok(document)
+    }
+
+    /// A file's text, within the same bound.
+    ///
+    /// # Errors
+    /// One mistake: it can't be read, is too large, or no UTF-8.
+    pub fn text_of(path: &Path) -> Result<String, Mistakes> {
+        source::read(path)
     }
 
     /// Reads text; `name` stands in messages.
     pub fn parse(name: &str, text: &str) -> Result<Self, Mistakes> {
+        let text = source::without_mark(text);
         let root = if text.lines().all(|line| line.trim_start().starts_with('#') || line.trim().is_empty()) {
             Node { value: Value::Map(Vec::new()), at: (1, 1) }
         } else {
-            serde_yaml::from_str_with_options::<Node>(text, options()).map_err(|error| syntax(name, &error))?
+            serde_yaml::from_str_with_options::<Node>(text, options()).map_err(|error| source::syntax(name, &error))?
         };
         Ok(Self { root: Rc::new(root), sink: Sink::new(name) })
     }
@@ -268,7 +261,7 @@ impl Document {
         let name = self.sink.file();
         self.finish()?;
         read.ok_or_else(|| {
-            whole(&name, "no configuration came of it, and no part has said why: please report this".to_owned())
+            source::whole(&name, "no configuration came of it, and no part has said why: please report this".to_owned())
         })
     }
 
@@ -281,14 +274,4 @@ impl Document {
 /// YAML 1.2's booleans only: `y`, `no` and `on` are text, as in every current Kubernetes tool.
 fn options() -> serde_yaml::Options {
     serde_yaml::options! { strict_booleans: true, leading_zero_numbers_as_strings: true }
-}
-
-fn whole(name: &str, message: String) -> Mistakes {
-    Mistakes(vec![Mistake { file: name.to_owned(), line: 0, column: 0, path: String::new(), message }])
-}
-
-fn syntax(name: &str, error: &serde_yaml::Error) -> Mistakes {
-    let error = error.without_snippet();
-    let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
-    Mistakes(vec![Mistake { file: name.to_owned(), line, column, path: String::new(), message: error.to_string() }])
 }

@@ -28,6 +28,8 @@ pub struct Section {
     lenient: bool,
     /// The file's names of keys that are read under others.
     names: Rc<[(&'static str, String)]>,
+    /// It is none of the file's: what is read of it is not noted.
+    hidden: bool,
     sink: Sink,
 }
 
@@ -41,7 +43,17 @@ impl Section {
             }
             node => node,
         };
-        Self { node, at, path, known: BTreeSet::new(), any_case: false, lenient: false, names: Rc::new([]), sink }
+        Self {
+            node,
+            at,
+            path,
+            known: BTreeSet::new(),
+            any_case: false,
+            lenient: false,
+            names: Rc::new([]),
+            hidden: false,
+            sink,
+        }
     }
 
     /// From here down, unknown keys are warned of and no mistakes.
@@ -100,6 +112,7 @@ impl Section {
             any_case: self.any_case,
             lenient: self.lenient,
             names: names.into(),
+            hidden: false,
             sink: self.sink.clone(),
         }
     }
@@ -153,12 +166,15 @@ impl Section {
         self.known.insert(key.to_owned());
         let node = self.find(key);
         let at = node.as_ref().map_or(self.at, |node| node.at);
-        self.child(node, at, self.below(key))
+        let mut child = self.child(node, at, self.below(key));
+        child.hidden = !self.is_the_files(key);
+        child
     }
 
     fn child(&self, node: Option<Rc<Node>>, at: (u64, u64), path: String) -> Self {
         let mut child = Self::new(node, at, path, self.sink.clone());
         child.lenient = self.lenient;
+        child.hidden = self.hidden;
         if self.any_case { child.in_any_case() } else { child }
     }
 
@@ -189,7 +205,7 @@ impl Section {
 
     /// What is read in other words is noted only where it is one of the file's keys.
     fn is_the_files(&self, key: &str) -> bool {
-        self.names.is_empty() || self.names.iter().any(|(name, _)| *name == key)
+        !self.hidden && (self.names.is_empty() || self.names.iter().any(|(name, _)| *name == key))
     }
 
     fn note(&mut self, key: &str, kind: Kind, required: bool, default: Option<Shown>) {
@@ -256,7 +272,7 @@ impl Section {
 
     /// What a key's value is in the end, where the reader made more of it than stood there.
     pub fn effective(&mut self, key: &str, kind: Kind, value: Shown) {
-        if !self.names.is_empty() {
+        if self.hidden || !self.names.is_empty() {
             // What is read in other words is shown in its own.
             return;
         }

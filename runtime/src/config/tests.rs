@@ -66,6 +66,74 @@ fn bad_yaml_says_where() {
 }
 
 #[test]
+fn what_is_no_document_is_told_in_words_that_help() {
+    let deep = format!("a: {}", "[".repeat(5000));
+    let lines = ('a'..'j').zip('b'..'k').map(|(one, next)| {
+        let nine = vec![format!("*{one}"); 9].join(",");
+        format!("{next}: &{next} [{nine}]")
+    });
+    let bomb = lines.collect::<Vec<_>>().join("\n");
+    for (text, wanted) in [
+        ("a: 1\n---\nb: 2\n", "f.yaml:3:1: a second document begins here, and a configuration is one"),
+        ("{\n\t\"a\": 1,\n\t\"a\": 2\n}", "f.yaml:3:2: a is given twice"),
+        ("a: .inf\n", "f.yaml:1:4: .inf is no number that can be used"),
+        (deep.as_str(), "is nested too deeply"),
+        (format!("a: &a [x]\n{bomb}").as_str(), "grows too large: too many values, or anchors"),
+        ("a:\n\tb: 1\n", "f.yaml:2:2: tabs disallowed within this context (block indentation)"),
+    ] {
+        let found = mistakes(text, |_| {});
+        assert!(found.len() == 1 && found[0].contains(wanted), "{wanted}: {found:?}");
+        for inside in ["from_str", "Policy", "Options", "at line"] {
+            assert!(!found[0].contains(inside), "the parser's own: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn a_file_is_text_of_a_bounded_size() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let told = |bytes: &[u8]| {
+        let path = dir.path().join("f.yaml");
+        std::fs::write(&path, bytes).expect("written");
+        let told = Document::read(&path).err().map(|mistakes| mistakes.to_string()).unwrap_or_default();
+        told.replace(&path.display().to_string(), "f.yaml")
+    };
+    assert_eq!(told(b"a: \xc3\xa4\nb: \xff\n"), "f.yaml:2:4: is not UTF-8 from here on: save the file as UTF-8");
+    assert_eq!(told(&vec![b'#'; 4 << 20]), "");
+    assert_eq!(told(&vec![b'#'; (4 << 20) + 1]), "f.yaml: larger than 4194304 bytes");
+    let told = Document::read(dir.path()).expect_err("a directory").to_string();
+    assert!(told.ends_with(": can't be read: Is a directory (os error 21)"), "{told}");
+    // The mark that some editors write is no character of the first line.
+    let found = mistakes("\u{feff}# c\nbad: 1\n", |_| {});
+    assert_eq!(found, ["f.yaml:2:1: bad: unknown key"]);
+    assert_eq!(mistakes("\u{feff}bad: 1\n", |_| {}), ["f.yaml:1:1: bad: unknown key"]);
+}
+
+#[test]
+fn json_is_told_of_by_line_and_column_too() {
+    let text = "{\n\t\"a\": {\"b\": \"1 min\", \"c\\/\": 1},\r\n\t\"list\": [{\"name\": 5}],\n\t\"smile\": \"\\ud83d\\ude00\"\n}\n";
+    let found = mistakes(text, |root| {
+        root.section("a").get::<Duration>("b");
+        for mut item in root.list("list") {
+            item.required::<String>("name");
+        }
+        assert_eq!(root.get::<String>("smile").as_deref(), Some("\u{1f600}"));
+    });
+    assert_eq!(
+        found,
+        [
+            "f.yaml:2:13: a.b: not a duration: write for example 60s, 1m30s, 500ms or 2h (units: ns, us, ms, s, m, h)",
+            "f.yaml:2:22: a.c/: unknown key",
+            "f.yaml:3:20: list[0].name: expected text, found a number: put it in quotes",
+        ]
+    );
+    // As ContainerSSH's own dump: whole nanoseconds.
+    let found = mistakes("{\"a\": 60000000000}", |root| assert_eq!(root.get("a"), Some(Duration::from_mins(1))));
+    assert!(found.is_empty(), "{found:?}");
+    assert_eq!(mistakes("{\"a\": 1,}x", |_| {}).len(), 1);
+}
+
+#[test]
 fn what_is_not_built_is_refused_by_name() {
     let found = mistakes("audit: {}\n", |root| root.refuse("audit", "there is no audit log yet"));
     assert_eq!(found, ["f.yaml:1:1: audit: is not supported: there is no audit log yet"]);

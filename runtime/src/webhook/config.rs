@@ -31,14 +31,14 @@ impl fmt::Debug for Endpoint {
 }
 
 /// The keys that this reads.
-const KEYS: [&str; 6] = ["url", "timeout", "authTimeout", "cacert", "cert", "key"];
+const KEYS: [&str; 8] = ["url", "timeout", "authTimeout", "cacert", "cert", "key", "allowRedirects", "tlsVersion"];
 
 /// Reads the HTTP client's keys of a section; `None` where there is no `url`, or a mistake was recorded. `budget` is the default of
 /// `authTimeout`.
 pub fn endpoint(section: &mut Section, budget: Duration) -> Option<Endpoint> {
     let url: Option<String> = section.get("url").filter(|url: &String| !url.is_empty());
     let mut bound = |key: &str, default| {
-        let value = section.get(key).filter(|value: &Duration| !value.is_zero()).unwrap_or(default);
+        let value = section.filled(key, default);
         if value < Duration::from_millis(100) {
             section.mistake(key, "must be at least 100ms");
         }
@@ -51,8 +51,14 @@ pub fn endpoint(section: &mut Section, budget: Duration) -> Option<Endpoint> {
             "redirects are never followed, they would take secrets elsewhere: name the final url",
         );
     }
+    // An empty url switches it off, and whatever stands beside that: ContainerSSH dumps all of it with its defaults.
+    let off = section.text("url").is_some_and(|url| url.is_empty());
     for key in ["curves", "cipher"] {
-        section.refuse(key, "the suites and groups of TLS are rustls's own, all of them sound: leave it out");
+        if off {
+            section.words(key);
+        } else {
+            section.refuse(key, "the suites and groups of TLS are rustls's own, all of them sound: leave it out");
+        }
     }
     let old = match section.or("tlsVersion", "1.3".to_owned()).as_str() {
         "" | "1.3" => false,
@@ -82,7 +88,7 @@ pub fn endpoint(section: &mut Section, budget: Duration) -> Option<Endpoint> {
         return None;
     }
     let Some(url) = url else {
-        if let Some(lone) = KEYS.into_iter().filter(|key| *key != "url").find(|key| section.has(key)) {
+        if let Some(lone) = KEYS.into_iter().filter(|key| *key != "url").find(|key| section.has(key) && !off) {
             section.mistake(lone, "says how to ask a webhook, but there is no url");
         }
         return None;

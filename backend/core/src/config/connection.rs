@@ -50,7 +50,8 @@ pub struct Explicit {
     pub insecure: bool,
 }
 
-const KEYS: [&str; 15] = [
+/// ContainerSSH's: `kubernetes` and `kuberun` have the same.
+pub(super) const KEYS: [&str; 15] = [
     "host",
     "path",
     "username",
@@ -74,12 +75,13 @@ impl Connection {
         let context: Option<String> = section.get("context");
         section.refuse("insecure", "the API server's certificate is always checked; give cacertFile");
         section.refuse("timeout", "it is a key of kuberun; here kubernetes.timeouts.http bounds requests");
+        for key in KEYS {
+            // Read or not, they are known: a slip in one is told with what was meant.
+            section.ignore(key);
+        }
         let set: Vec<&str> = KEYS.into_iter().filter(|key| section.has(key)).collect();
         match (file, set.first()) {
             (Some(_), Some(key)) => {
-                for key in KEYS {
-                    section.ignore(key);
-                }
                 section.mistake(key, "can't be used together with kubeconfig");
                 None
             }

@@ -4,7 +4,7 @@
 //! is what ContainerSSH 0.4's own shim did, but for two of its faults: `disableCommand` also refuses subsystems, as
 //! 0.3 did, and a `command` in the podSpec stays the shell, as in 0.3, rather than being lost.
 
-use super::{Connection, PodConfig, Timeouts};
+use super::{Connection, PodConfig, Timeouts, connection};
 use podbay_runtime::{
     codes,
     config::{Kind, Moved, Section},
@@ -55,25 +55,6 @@ impl Kuberun {
     }
 }
 
-/// Keys of `connection` that `kubernetes` has too.
-pub(super) const CONNECTION: [&str; 15] = [
-    "host",
-    "path",
-    "username",
-    "password",
-    "serverName",
-    "certFile",
-    "keyFile",
-    "cacertFile",
-    "cert",
-    "key",
-    "cacert",
-    "bearerToken",
-    "bearerTokenFile",
-    "qps",
-    "burst",
-];
-
 /// Reads the section.
 pub(super) fn read(mut section: Section) -> Option<(Kuberun, Connection, PodConfig, Timeouts)> {
     for (key, hint) in [
@@ -88,7 +69,8 @@ pub(super) fn read(mut section: Section) -> Option<(Kuberun, Connection, PodConf
     let mut connection = section.section("connection");
     let http = connection.filled("timeout", Timeouts::default().http);
     let insecure = connection.or("insecure", false);
-    let keys = CONNECTION.map(|key| (key, Moved::From(key)));
+    // Keys of both, under the same names; kubernetes' own kubeconfig and context are unknown here.
+    let keys = connection::KEYS.map(|key| (key, Moved::From(key)));
     let mut reached = Connection::read(&mut connection.translated(&keys));
     if insecure {
         connection.warn(
@@ -137,6 +119,8 @@ fn pod(mut section: Section) -> (bool, Option<PodConfig>) {
         section.effective("namespace", Kind::Text, "default".into());
         section.effective("shellCommand", Kind::List(Box::new(Kind::Text)), Vec::<String>::new().into());
     }
+    // Known also where it is not there: a slip in it is told with what was meant.
+    section.ignore("shellCommand");
     let number = section.get::<usize>("consoleContainerNumber").unwrap_or_default().to_string();
     let own = ["podSpec", "containers", &number, "command"];
     let shell = match (section.has("shellCommand"), agent) {

@@ -25,6 +25,7 @@ pub use namespaces::{EVERYWHERE, Namespaces};
 pub use overlay::Base;
 pub use ownership::Ownership;
 pub use persistent::{NameTemplate, Persistent};
+pub(crate) use pod::agent_idle;
 pub use pod::{IDLE, Mode, PodConfig};
 pub use timeouts::Timeouts;
 pub use timeouts::duration_proto;
@@ -57,6 +58,24 @@ pub struct Settings {
 enum Backend {
     Kubernetes,
     Kuberun,
+}
+
+impl Backend {
+    /// The one of this name, which is its section's too.
+    fn named(name: &str) -> Option<Self> {
+        match name {
+            "kubernetes" => Some(Self::Kubernetes),
+            "kuberun" => Some(Self::Kuberun),
+            _ => None,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Kubernetes => "kubernetes",
+            Self::Kuberun => "kuberun",
+        }
+    }
 }
 
 impl Settings {
@@ -107,6 +126,13 @@ pub(crate) fn kuberun_settings(section: Section) -> Option<(Kuberun, Connection,
 }
 
 fn kubernetes(mut kubernetes: Section) -> (Option<Connection>, Option<PodConfig>, Timeouts) {
+    let connection = Connection::read(&mut kubernetes.section("connection"));
+    let (pod, timeouts) = pods(&mut kubernetes);
+    (connection, pod, timeouts)
+}
+
+/// `kubernetes` without `connection`: what an answer of the config webhook may change.
+fn pods(kubernetes: &mut Section) -> (Option<PodConfig>, Timeouts) {
     for (key, hint) in [
         ("spec", "it belongs into kubernetes.pod.spec (ContainerSSH's page on kuberun shows it beside pod by mistake)"),
         ("podSpec", "it is kuberun's; here it is kubernetes.pod.spec"),
@@ -116,7 +142,6 @@ fn kubernetes(mut kubernetes: Section) -> (Option<Connection>, Option<PodConfig>
     ] {
         kubernetes.refuse(key, hint);
     }
-    let connection = Connection::read(&mut kubernetes.section("connection"));
     let timeouts = Timeouts::read(&mut kubernetes.section("timeouts"));
     // ContainerSSH reads this part as JSON, whose keys Go takes in any case.
     let mut pod = kubernetes.section("pod").in_any_case();
@@ -140,7 +165,7 @@ fn kubernetes(mut kubernetes: Section) -> (Option<Connection>, Option<PodConfig>
         );
         pod.warn("spec", text);
     }
-    (connection, config, timeouts)
+    (config, timeouts)
 }
 
 /// The console container's image, where the agent is asked for and the image is one of those that everybody knows, none of

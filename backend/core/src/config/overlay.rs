@@ -3,19 +3,35 @@
 //! ContainerSSH's rules: what is empty in the answer (`null`, `false`, `0`, `""`, `[]`, `{}`) changes nothing, maps are merged key by
 //! key, and everything else replaces what the file says. The result is read and checked like a file.
 
-use super::{Mode, PodConfig, Security, Settings, Timeouts};
+use super::{Backend, Kuberun, Mode, PodConfig, Security, Settings, Timeouts, kuberun, pods};
 use podbay_runtime::config::{Document, Section};
 use serde_json::{Map, Value};
 use std::fmt;
 
 /// Sections that ContainerSSH's answers may hold, and that have no effect on a connection there either: servers made with its library
 /// send them with their defaults.
-const WITHOUT_EFFECT: [&str; 11] =
-    ["audit", "auth", "configserver", "debug", "docker", "geoip", "health", "listen", "log", "metrics", "ssh"];
+const WITHOUT_EFFECT: [&str; 13] = [
+    "audit",
+    "auth",
+    "configserver",
+    "debug",
+    "docker",
+    "dockerrun",
+    "geoip",
+    "health",
+    "listen",
+    "log",
+    "metrics",
+    "ssh",
+    "sshproxy",
+];
 
-/// `kubernetes` of the file, as it was written: answers are put over it. May hold secrets.
+/// `kubernetes` and `kuberun` of the file, as they were written: answers are put over them. May hold secrets.
 #[derive(Clone, Default)]
-pub struct Base(Value);
+pub struct Base {
+    kubernetes: Value,
+    kuberun: Value,
+}
 
 impl fmt::Debug for Base {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -26,17 +42,27 @@ impl fmt::Debug for Base {
 impl Base {
     /// Of a document's root.
     pub(super) fn of(root: &Section) -> Self {
-        let mut kubernetes = root.value("kubernetes").unwrap_or_default();
-        if let Value::Object(kubernetes) = &mut kubernetes {
-            kubernetes.remove("connection");
+        let section = |key| {
+            let mut section = root.value(key).unwrap_or_default();
+            if let Value::Object(section) = &mut section {
+                section.remove("connection");
+            }
+            section
+        };
+        Self { kubernetes: section("kubernetes"), kuberun: section("kuberun") }
+    }
+
+    fn section(&self, backend: Backend) -> &Value {
+        match backend {
+            Backend::Kubernetes => &self.kubernetes,
+            Backend::Kuberun => &self.kuberun,
         }
-        Self(kubernetes)
     }
 }
 
 impl Settings {
-    const fn backend(&self) -> &'static str {
-        if self.kuberun.is_some() { "kuberun" } else { "kubernetes" }
+    const fn backend(&self) -> Backend {
+        if self.kuberun.is_some() { Backend::Kuberun } else { Backend::Kubernetes }
     }
 
     /// These settings with an answer's `config` over them.
@@ -53,48 +79,69 @@ impl Settings {
                 );
             }
         }
-        match config.remove("backend") {
-            None => {}
-            Some(Value::String(backend)) if backend == self.backend() => {}
-            Some(_) => return Err(format!("config.backend: is {} for all connections: leave it out", self.backend())),
-        }
+        let backend = match config.remove("backend").map(|name| Backend::named(name.as_str().unwrap_or_default())) {
+            None => self.backend(),
+            Some(Some(backend)) => backend,
+            Some(None) => {
+                let file = self.backend().name();
+                return Err(format!(
+                    "config.backend: must be kubernetes or kuberun; left out, it is the file's {file}"
+                ));
+            }
+        };
         let security = match config.remove("security") {
             None => self.security.clone(),
             Some(security) => overlaid_security(self.security.clone(), &security)?,
         };
-        let kubernetes = config.remove("kubernetes");
+        let name = backend.name();
+        let over = config.remove(name);
+        if let Some(other) = config.keys().find(|key| Backend::named(key).is_some()) {
+            return Err(format!("config.{other}: the backend is {name}: leave it out, or give backend: {other} too"));
+        }
         if let Some(key) = config.keys().next() {
             return Err(format!("config.{key}: unknown key"));
         }
-        let Some(kubernetes) = kubernetes else { return Ok(Self { security, ..self.clone() }) };
-        if self.kuberun.is_some() {
-            return Err(
-                "config.kubernetes: the file's backend is kuberun, over which nothing can be put: podbay migrate"
-                    .to_owned(),
-            );
+        if over.is_none() && backend == self.backend() {
+            return Ok(Self { security, ..self.clone() });
         }
-        if kubernetes.get("connection").is_some() {
-            return Err("config.kubernetes.connection: is the same for all connections: leave it out".to_owned());
+        if over.as_ref().is_some_and(|over| over.get("connection").is_some()) {
+            return Err(format!("config.{name}.connection: is the same for all connections: leave it out"));
         }
-        let mut all = Map::new();
-        all.insert("kubernetes".to_owned(), merged(self.base.0.clone(), kubernetes));
-        let document = Document::from_value("config", &Value::Object(all));
-        let read = read(&mut document.root().section("kubernetes"));
-        let (pod, timeouts) = document.finish_with(read).map_err(|mistakes| mistakes.to_string())?;
+        let merged = merged(self.base.section(backend).clone(), over.unwrap_or_default());
+        let document = Document::from_value("config", &Value::Object(Map::from_iter([(name.to_owned(), merged)])));
+        let read = self.read_answer(backend, document.root().section(name));
+        for warning in document.warnings() {
+            tracing::info!(code = "BACKEND_CONFIG_WARNING", "the config webhook's answer: {warning}");
+        }
+        let (kuberun, pod, timeouts) = document.finish_with(read).map_err(|mistakes| mistakes.to_string())?;
         // Who owns such pods, and when they go, is decided for all of them together.
         if (pod.mode == Mode::Persistent) != (self.pod.mode == Mode::Persistent)
             || pod.persistent.as_ref().map(|which| which.idle_timeout)
                 != self.pod.persistent.as_ref().map(|which| which.idle_timeout)
         {
-            return Err(
-                "config.kubernetes.pod: mode persistent and persistentIdleTimeout are the file's to say".to_owned()
-            );
+            return Err(format!("config.{name}.pod: mode persistent and persistentIdleTimeout are the file's to say"));
         }
         if !self.namespaces.allow(pod.namespace()) {
             let namespace = pod.namespace();
             return Err(format!("the namespace {namespace:?} is none of configserver.namespaces"));
         }
-        Ok(Self { pod, timeouts, security, ..self.clone() })
+        Ok(Self { pod, timeouts, security, kuberun, ..self.clone() })
+    }
+
+    /// The merged section of a backend. How the API is reached stays the file's.
+    fn read_answer(&self, backend: Backend, mut section: Section) -> Option<(Option<Kuberun>, PodConfig, Timeouts)> {
+        match backend {
+            Backend::Kubernetes => {
+                let (pod, timeouts) = pods(&mut section);
+                Some((None, pod?, timeouts))
+            }
+            Backend::Kuberun => {
+                let (kuberun, _, pod, timeouts) = kuberun::read(section)?;
+                let insecure = self.kuberun.is_some_and(|file| file.insecure);
+                let timeouts = Timeouts { http: self.timeouts.http, ..timeouts };
+                Some((Some(Kuberun { insecure, ..kuberun }), pod, timeouts))
+            }
+        }
     }
 }
 
@@ -105,12 +152,6 @@ fn overlaid_security(file: Security, answer: &Value) -> Result<Security, String>
     let over = Security::read(&mut document.root().section("security"));
     let over = document.finish_with(Some(over)).map_err(|mistakes| mistakes.to_string())?;
     Ok(file.merged(over))
-}
-
-fn read(kubernetes: &mut Section) -> Option<(PodConfig, Timeouts)> {
-    let timeouts = Timeouts::read(&mut kubernetes.section("timeouts"));
-    let pod = PodConfig::read(&mut kubernetes.section("pod").in_any_case());
-    Some((pod?, timeouts))
 }
 
 /// Without what is empty. Items of lists stay as they are: a list counts as a whole.
@@ -219,6 +260,35 @@ configserver: {url: 'http://c', namespaces: [users]}
     }
 
     #[test]
+    fn kuberun_may_come_of_an_answer_and_may_be_left_by_one() {
+        let answer = json!({"backend": "kuberun", "kuberun": {
+            "timeout": "9s", "pod": {"namespace": "users", "disableCommand": true, "podSpec": {"containers": [{"image": "k"}]}},
+        }});
+        let settings = over(answer).expect("settings");
+        assert_eq!(settings.kuberun, Some(Kuberun { disable_command: true, insecure: false }));
+        assert_eq!((settings.pod.mode, settings.pod.namespace()), (Mode::Session, "users"));
+        assert_eq!((settings.timeouts.pod_start.as_secs(), settings.timeouts.http), (9, file().timeouts.http));
+        // Its defaults are enough.
+        let settings = over(json!({"backend": "kuberun"})).expect_err("the namespace default");
+        assert!(settings.contains("\"default\" is none of configserver.namespaces"), "{settings}");
+
+        let text = "
+backend: kuberun
+kuberun: {connection: {host: h, insecure: true, timeout: 4s}, timeout: 5s, pod: {namespace: ns, disableCommand: true}}
+";
+        let document = Document::parse("f", text).expect("YAML");
+        let file = Settings::read(&mut document.root()).expect("settings");
+        let over = |config: Value| file.overlaid(config.as_object().cloned().expect("an object")).expect("settings");
+        let settings = over(json!({"kuberun": {"pod": {"consoleContainerNumber": 0, "subsystems": {"x": "/x"}}}}));
+        assert_eq!(settings.kuberun, Some(Kuberun { disable_command: true, insecure: true }));
+        assert!(settings.pod.subsystems.contains_key("x") && settings.pod.namespace() == "ns");
+        assert_eq!((settings.timeouts.signal.as_secs(), settings.timeouts.http.as_secs()), (5, 4));
+        let answer = json!({"backend": "kubernetes", "kubernetes": {"pod": {"metadata": {"namespace": "ns"}}}});
+        let settings = over(answer);
+        assert_eq!((settings.kuberun, settings.pod.mode), (None, Mode::Connection));
+    }
+
+    #[test]
     fn what_cant_be_used_is_told() {
         for (config, told) in [
             (json!({"kubernetes": {"pod": {"sepc": {"a": 1}}}}), "unknown key"),
@@ -233,7 +303,25 @@ configserver: {url: 'http://c', namespaces: [users]}
             (json!({"security": {"maxSessions": -5}}), "security.maxSessions: must be"),
             (json!({"security": {"shell": {"mode": "off"}}}), "security.shell.mode: must be"),
             (json!({"kubernetes": {"pod": {"mode": "persistent"}}}), "mode"),
-            (json!({"backend": "docker"}), "config.backend"),
+            (json!({"backend": "docker"}), "config.backend: must be kubernetes or kuberun"),
+            (json!({"backend": 1}), "config.backend: must be kubernetes or kuberun"),
+            (
+                json!({"kuberun": {"pod": {"namespace": "ns"}}}),
+                "config.kuberun: the backend is kubernetes: leave it out, or",
+            ),
+            (
+                json!({"backend": "kuberun", "kuberun": {"connection": {"insecure": true}}}),
+                "config.kuberun.connection: is the same for all connections",
+            ),
+            (
+                json!({"backend": "kuberun", "kuberun": {"pod": {"namespace": "kube-system"}}}),
+                "none of configserver.namespaces",
+            ),
+            (json!({"backend": "kuberun", "kuberun": {"timeout": "soon"}}), "config: kuberun.timeout: not a duration"),
+            (
+                json!({"kubernetes": {"pod": {"podSpec": {"hostNetwork": true}}}}),
+                "config: kubernetes.pod.podSpec: is not supported: it is kuberun's name; here it is spec",
+            ),
             (json!({"nonsense": 1}), "config.nonsense: unknown key"),
         ] {
             let error = over(config.clone()).expect_err(&config.to_string());

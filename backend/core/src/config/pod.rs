@@ -107,8 +107,8 @@ impl PodConfig {
         let spec_wrong = section.has("spec");
         let spec: Option<PodSpec> = section.serde("spec");
         let spec = if spec.is_none() && spec_wrong { None } else { Some(merge(spec.unwrap_or_default())) };
-        let console: Option<usize> =
-            if section.has("consoleContainerNumber") { section.get("consoleContainerNumber") } else { Some(0) };
+        let given = section.get("consoleContainerNumber");
+        let console: Option<usize> = if section.has("consoleContainerNumber") { given } else { Some(0) };
         section.effective("consoleContainerNumber", usize::kind(), console.unwrap_or_default().into());
         let injection = Injection::read(&mut section.section("agentInjection"));
         let injects = matches!(injection, injection::Read::On(_));
@@ -268,9 +268,14 @@ fn agent(section: &mut Section, injected: bool) -> Option<String> {
 /// The idle command, where none is configured.
 fn idle(agent: Option<&str>) -> Vec<String> {
     match agent {
-        Some(path) => [path, "wait-signal", "--signal", "INT", "--signal", "TERM"].map(Into::into).into(),
+        Some(path) => agent_idle(path),
         None => IDLE.map(Into::into).into(),
     }
+}
+
+/// ContainerSSH's idle command, for an agent there.
+pub(crate) fn agent_idle(path: &str) -> Vec<String> {
+    [path, "wait-signal", "--signal", "INT", "--signal", "TERM"].map(Into::into).into()
 }
 
 /// Names of pods have no capitals, and ContainerSSH's manual shows a prefix that has some: they are lowered, with a warning.

@@ -71,12 +71,10 @@ fn rule(section: &mut Section) -> Rule {
 }
 
 fn command(section: &mut Section) -> Rule {
-    if section.has("deny") {
-        section.refuse(
-            "deny",
-            "commands have no list of what is denied (a shell runs the same by many lines): use mode: filter and allow",
-        );
-    }
+    section.refuse(
+        "deny",
+        "commands have no list of what is denied (a shell runs the same by many lines): use mode: filter and allow",
+    );
     Rule { mode: mode(section, "mode"), allow: list(section, "allow"), deny: Vec::new() }
 }
 

@@ -189,13 +189,14 @@ impl Connections {
     }
 
     async fn open_whole(&self, mut request: OpenRequest, events: &mpsc::Sender<OpenEvent>) -> Result<(), Refusal> {
-        if let Some(kuberun) = self.settings.kuberun {
-            kuberun.warn(Some(request.who.connection));
-        }
         let mut settings = match &self.webhook {
             Some(webhook) => Arc::new(webhook.settings(&mut request, &self.settings, &self.calls).await?),
             None => Arc::clone(&self.settings),
         };
+        // An answer may have brought it, or done away with it.
+        if let Some(kuberun) = settings.kuberun {
+            kuberun.warn(Some(request.who.connection));
+        }
         let OpenRequest { who, facts, restrictions, .. } = request;
         let restricted = restrictions != Restrictions::default();
         if restricted {

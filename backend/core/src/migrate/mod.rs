@@ -78,6 +78,12 @@ struct Plan {
 pub fn migrate(name: &str, text: &str) -> Result<Migration, Mistakes> {
     let document = Document::parse(name, text)?;
     let before = document.value();
+    if !before.is_object() {
+        // Says that it is none.
+        document.root().leave();
+        document.finish()?;
+        return Ok(Migration { text: None, changes: Vec::new() });
+    }
     let nothing = Shown::Object(serde_json::Map::new());
     let chosen = before.get("backend").and_then(Shown::as_str) == Some("kuberun");
     let kuberun = match before.get("kuberun").filter(|section| !section.is_null()) {
@@ -95,13 +101,29 @@ pub fn migrate(name: &str, text: &str) -> Result<Migration, Mistakes> {
     let plan = plan(&before, kuberun, &warnings, &mut changes);
     let after = tree::migrated(&before, &plan);
     let same = |text: &String| Document::parse(name, text).is_ok_and(|document| document.value() == after);
-    let text = text::migrated(text, &before, &plan).filter(same).unwrap_or_else(|| {
-        let text =
+    if let Some(text) = text::migrated(text, &before, &plan).filter(same) {
+        return Ok(Migration { text: Some(text), changes });
+    }
+    // A file that others read as JSON stays that.
+    let json = format!("{after:#}\n");
+    let (anew, what) = if is_json(text) {
+        ([json, to_yaml(&after)], "the whole file was written anew, as JSON: its order is lost")
+    } else {
+        let what =
             "the whole file was written anew: comments and order are lost, for it is not in block style throughout";
-        changes.push(Change { about: About::Changed, text: text.into() });
-        to_yaml(&after)
-    });
+        ([to_yaml(&after), json], what)
+    };
+    changes.push(Change { about: About::Changed, text: what.into() });
+    let written = anew.into_iter().find(same);
+    let text = written.ok_or_else(|| {
+        let message = "can't be written anew so that it means the same: please report this".to_owned();
+        Mistakes(vec![Mistake { file: name.to_owned(), line: 0, column: 0, path: String::new(), message }])
+    })?;
     Ok(Migration { text: Some(text), changes })
+}
+
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text.trim_start_matches('\u{feff}')).is_ok()
 }
 
 /// A key in any case, as kuberun's `pod` has them.

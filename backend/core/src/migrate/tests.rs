@@ -150,11 +150,99 @@ fn other_styles_are_written_anew() {
     for text in [
         "{\"backend\": \"kuberun\", \"kuberun\": {\"timeout\": 5000000000, \"pod\": {\"namespace\": \"n\", \"disableAgent\": true, \"shellCommand\": [\"/bin/sh\"]}}}",
         "backend: kuberun\nkuberun: {pod: {podSpec: {containers: [{image: i, prt: 1}]}, disableCommand: true}}\nsecurity: {command: {allow: [a]}}\n",
-        "backend: kuberun\n'kuberun':\n  pod:\n    namespace: n\n",
+        "backend: kuberun\n? kuberun\n: pod:\n    namespace: n\n",
+        "backend: !!str kuberun\nkuberun: !!map\n  timeout: !!str 5s\n",
+        "backend: kuberun\nkuberun:\n  pod:\n    <<: {namespace: n}\n    disableCommand: true\n",
+        "backend: kuberun\nkuberun: &all\n  pod: &pod\n    namespace: n\n",
+        "backend:\n  kuberun\nkuberun:\n  timeout: 5s\n",
         "backend: kuberun\nkuberun:\n  pod:\n    podSpec:\n      containers:\n      - prt: 1\n        image: i\n",
     ] {
         let migration = means_the_same(text);
         assert!(migration.changes.iter().any(|change| change.text.contains("written anew")), "{text}");
+    }
+}
+
+#[test]
+fn odd_files_in_block_style_keep_what_they_have() {
+    let same = |before: &str, after: &str| {
+        let migration = means_the_same(before);
+        assert_eq!(migration.text.as_deref(), Some(after), "{before:?}");
+    };
+    let pod = "  pod:\n    mode: session\n    disableAgent: true\n    shellCommand: []\n";
+    let section = |name: &str| format!("# c\nbackend: {name}\n");
+    let (old, new) = (section("kuberun") + "kuberun:\n", section("kubernetes") + "kubernetes:\n" + pod);
+    same(&old, &new);
+    // A mark, ends of lines, a document's edges.
+    same(&format!("\u{feff}{old}"), &format!("\u{feff}{new}"));
+    same(&old.replace('\n', "\r\n"), &new.replace('\n', "\r\n"));
+    same(&format!("%YAML 1.2\n# d\n---\n{old}...\n# e\n"), &format!("%YAML 1.2\n# d\n---\n{new}...\n# e\n"));
+    same(&format!("--- # d\n{old}"), &format!("--- # d\n{new}"));
+    same(&old.replace("kuberun:", "\"kuberun\":"), &new);
+    same(
+        &old.trim_end().replace("kuberun\n", "'kuberun' # kuberun\n"),
+        &new.replace("backend: kubernetes", "backend: 'kubernetes' # kuberun"),
+    );
+    // Mixed ends of lines become one kind.
+    same(&old.replacen('\n', "\r\n", 1), &new);
+    // One anchor, once; what it stands for elsewhere stays.
+    same(
+        "backend: kuberun\nkuberun:\n  timeout: &t 5s # long\n  connection:\n    host: h\n    timeout: *t\n",
+        &format!(
+            "backend: kubernetes\nkubernetes:\n  timeouts:\n    podStart: &t 5s # long\n    podStop: 5s # long\n    \
+             commandStart: 5s # long\n    signal: 5s # long\n    window: 5s # long\n    http: *t\n  connection:\n    host: h\n{pod}"
+        ),
+    );
+    // What looks like a key or a comment in a text is none.
+    let text = "        - |\n          # no comment\n          timeout: 5s\n\n          kuberun: x\n";
+    let spec = format!("      containers:\n      - image: i\n        args:\n{text}");
+    let after =
+        means_the_same(&format!("backend: kuberun\nkuberun:\n  pod:\n    podSpec:\n{spec}")).text.expect("text");
+    assert!(after.contains(&spec), "{after}");
+}
+
+#[test]
+fn json_stays_json() {
+    for text in [
+        "{\n\t\"backend\": \"kuberun\",\n\t\"kuberun\": {\"timeout\": 5000000000, \"pod\": {\"namespace\": \"n\", \"podSpec\": {}}}\n}\n",
+        "\u{feff}{\"backend\": \"kuberun\"}",
+    ] {
+        let migration = means_the_same(text);
+        let value: Shown = serde_json::from_str(&migration.text.expect("text")).expect("JSON");
+        assert_eq!((&value["backend"], value.get("kuberun")), (&Shown::from("kubernetes"), None));
+        assert!(migration.changes.iter().any(|change| change.text.contains("written anew, as JSON")));
+    }
+}
+
+#[test]
+fn texts_stay_texts_when_they_are_written_anew() {
+    #[rustfmt::skip]
+    let texts = [
+        "1.30", "yes", "no", "on", "null", "~", "", " lead", "trail ", "a: b # c", "- x", "? y", "0123", "0x1f",
+        "1e5", ".inf", "12:30:45", "2001-01-01", "<<", "=", "!tag", "&a", "*a", "%d", "@", "`", "a\nb\n", "a\n\n  b",
+        "\ttab", "\u{7}", "\u{85}", "\u{2028}", "\u{1f600}", "---", "...", "{", "[", "|", ">", "'", "\"", "\\",
+    ];
+    let variables: Vec<Shown> = texts.iter().map(|text| serde_json::json!({"name": "A", "value": text})).collect();
+    let pod = serde_json::json!({"podSpec": {"containers": [{"image": "i", "env": variables}]}});
+    // Flow style, but no JSON: for the comment.
+    means_the_same(&format!("backend: kuberun\nkuberun: {{pod: {pod}}} # c\n"));
+}
+
+#[test]
+fn what_is_no_configuration_is_told() {
+    for (text, wanted) in [
+        ("- a\n", "f:1:1: expected a map, found a list"),
+        ("hello\n", "f:1:1: expected a map, found text"),
+        ("kuberun: 5\nbackend: kuberun\n", "f:1:10: kuberun: expected a map, found a number"),
+        ("backend: kuberun\n---\nkuberun: {}\n", "f:3:1: a second document begins here"),
+        ("backend: kuberun\nkuberun:\n\tpod: {}\n", "f:3:2: tabs disallowed"),
+        ("backend: kuberun\nbackend: kuberun\n", "f:2:1: backend is given twice"),
+        (
+            "{\"backend\": \"kuberun\", \"kuberun\": {\"timeot\": 1}}",
+            "f:1:36: kuberun.timeot: unknown key; did you mean timeout?",
+        ),
+    ] {
+        let told = migrate("f", text).expect_err(text).to_string();
+        assert!(told.starts_with(wanted), "{text}: {told}");
     }
 }
 

@@ -55,6 +55,18 @@ fn is_empty(line: &str) -> bool {
     text.is_empty() || text.starts_with('#')
 }
 
+/// A plain word in quotes means the same without.
+fn unquoted(key: &str) -> &str {
+    let inner = ['"', '\''].iter().find_map(|quote| key.strip_prefix(*quote)?.strip_suffix(*quote));
+    inner.filter(|inner| inner.bytes().all(|byte| byte.is_ascii_alphanumeric())).unwrap_or(key)
+}
+
+/// The same value without its anchor, which only one may have.
+fn without_anchor(rest: &str) -> &str {
+    let anchored = rest.trim_start().strip_prefix('&').and_then(|rest| rest.find(' ').and_then(|at| rest.get(at..)));
+    anchored.unwrap_or(rest)
+}
+
 /// The entries of a map in block style, and the comments after the last. `None` where it is none.
 fn entries(lines: &[String], first: usize) -> Option<(Vec<Entry>, Vec<String>)> {
     let indent = lines.iter().find(|line| !is_empty(line)).map(|line| indent_of(line))?;
@@ -79,7 +91,7 @@ fn entries(lines: &[String], first: usize) -> Option<(Vec<Entry>, Vec<String>)> 
         if !rest.is_empty() && !rest.starts_with(' ') {
             return None;
         }
-        let key = key.trim_end().to_owned();
+        let key = unquoted(key.trim_end()).to_owned();
         found.push(Entry {
             lead: std::mem::take(&mut lead),
             number: first + i,
@@ -93,12 +105,14 @@ fn entries(lines: &[String], first: usize) -> Option<(Vec<Entry>, Vec<String>)> 
 }
 
 pub(super) fn migrated(text: &str, before: &Shown, plan: &Plan) -> Option<String> {
+    let (mark, text) = text.strip_prefix('\u{feff}').map_or(("", text), |text| ("\u{feff}", text));
     let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
     if !comment_out(&mut lines, &plan.ignored_lines) {
         return None;
     }
-    let (top, tail) = entries(&lines, 1)?;
-    let mut out = Vec::new();
+    let (head, end) = edges(&lines);
+    let (top, tail) = entries(lines.get(head..end)?, head + 1)?;
+    let mut out: Vec<String> = lines.get(..head)?.to_vec();
     let has = |key: &str| before.get(key).is_some_and(|value| !value.is_null());
     for entry in &top {
         match entry.key.as_str() {
@@ -150,7 +164,22 @@ pub(super) fn migrated(text: &str, before: &Shown, plan: &Plan) -> Option<String
         out.push("security:".into());
         out.extend(closed(2));
     }
-    Some(out.join("\n") + "\n")
+    out.extend(lines.get(end..)?.iter().cloned());
+    // As the file has its ends of lines, where it has one kind.
+    let windows = text.contains("\r\n") && text.matches('\n').count() == text.matches("\r\n").count();
+    let newline = if windows { "\r\n" } else { "\n" };
+    Some(format!("{mark}{}{newline}", out.join(newline)))
+}
+
+/// Where the document itself begins and ends: behind the line `---`, before the line `...`.
+fn edges(lines: &[String]) -> (usize, usize) {
+    let is_start = |line: &str| line == "---" || line.starts_with("--- #");
+    let before = lines.iter().take_while(|line| is_empty(line) || line.starts_with('%')).count();
+    let head = if lines.get(before).is_some_and(|line| is_start(line.trim_end())) { before + 1 } else { 0 };
+    let behind = lines.iter().rev().take_while(|line| is_empty(line)).count();
+    let last = lines.len().saturating_sub(behind + 1);
+    let end = if lines.get(last).is_some_and(|line| line.trim_end() == "...") { last } else { lines.len() };
+    (head, end.max(head))
 }
 
 fn closed(indent: usize) -> [String; 4] {
@@ -176,7 +205,12 @@ fn kubernetes(kuberun: &Entry, plan: &Plan) -> Option<Vec<String>> {
     }
     let timeouts = |timeout: Option<&Entry>| {
         let timeout = timeout.filter(|_| plan.timeout.is_some());
-        let five = timeout.into_iter().flat_map(|entry| TIMEOUTS.map(|key| format!("{space}  {key}:{}", entry.rest)));
+        let five = timeout.into_iter().flat_map(|entry| {
+            TIMEOUTS.iter().enumerate().map(|(i, key)| {
+                let rest = if i == 0 { &entry.rest } else { without_anchor(&entry.rest) };
+                format!("{space}  {key}:{rest}")
+            })
+        });
         let http =
             http.iter().flat_map(|entry| entry.lead.iter().cloned().chain([format!("{space}  http:{}", entry.rest)]));
         let keys: Vec<String> = five.chain(http).collect();
