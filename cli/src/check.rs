@@ -1,6 +1,6 @@
 //! `podbay check FILE…`: everything that is wrong with configurations, for both processes at once.
 
-use podbay_backend_core::{config::Settings, identity, template};
+use podbay_backend_core::{config::Settings, identity, pod_security, template};
 use podbay_runtime::config::{Document, Mistake, Notes, nested, to_yaml};
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Arc};
 
@@ -119,7 +119,7 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 /// Asks the cluster what a backend will ask of it, without leaving anything there. Whether all of it went well.
-async fn try_cluster(settings: &Settings) -> bool {
+pub async fn try_cluster(settings: &Settings) -> bool {
     use podbay_backend::{kubernetes::KubeCluster, metrics::KubernetesMetrics};
     use podbay_backend_core::cluster::Cluster;
     let metrics = KubernetesMetrics::new(&mut prometheus_client::registry::Registry::default());
@@ -139,7 +139,7 @@ async fn try_cluster(settings: &Settings) -> bool {
         user: identity::User::named("podbay-check"),
         remote: None,
     };
-    let pod = template::connection_pod(&settings.pod, &who, &BTreeMap::new());
+    let mut pod = template::connection_pod(&settings.pod, &who, &BTreeMap::new());
     let mut good = true;
     let mut tell = |what: String, result: Result<(), String>| {
         match result {
@@ -159,7 +159,17 @@ async fn try_cluster(settings: &Settings) -> bool {
     tell(format!("pods can be listed in namespace {namespace}"), listed);
     let listed = cluster.list_leases(leases, &selector).await.map(drop).map_err(|error| error.to_string());
     tell(format!("leases can be listed in namespace {leases}"), listed);
-    let tried = cluster.try_pod(&pod).await.map(drop).map_err(|error| error.to_string());
+    let mut tried = cluster.try_pod(&pod).await;
+    if let Err(error) = &tried
+        && pod_security::comply(&mut pod, error)
+    {
+        println!(
+            "cluster: namespace {namespace} asks for Pod Security restricted: pods get what they lack of it; images that run as \
+             root need kubernetes.pod.spec.securityContext.runAsUser"
+        );
+        tried = cluster.try_pod(&pod).await;
+    }
+    let tried = tried.map(drop).map_err(|error| format!("{error}{}", pod_security::hint(&pod, &error)));
     tell(format!("a pod would be taken in namespace {namespace} (a dry run: images are not pulled)"), tried);
     good
 }

@@ -24,6 +24,10 @@ enum Command {
     ///
     /// Everything listens on loopback only, with fresh credentials. Pods of the embedded cluster are processes of
     /// this machine and user: it isolates nobody. Ctrl-C ends all of it and leaves nothing behind.
+    ///
+    /// With --kubeconfig the pods are on a real cluster, and frontend and backend still here. Ctrl-C closes the connections, which
+    /// deletes their pods, and the lease; pods of --mode persistent stay. A demo that was killed leaves its pods until the next
+    /// one, or another podbay-backend of that namespace, finds that its lease was not renewed.
     Demo(demo::Arguments),
     /// Write the guest agent, a static program, to stdout: to put it into an image.
     ///

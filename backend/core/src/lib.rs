@@ -13,6 +13,7 @@ pub mod link;
 pub mod migrate;
 pub mod ownership;
 pub mod persistent;
+pub mod pod_security;
 pub mod policy;
 pub mod session;
 pub mod template;

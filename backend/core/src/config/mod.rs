@@ -25,7 +25,7 @@ pub use namespaces::{EVERYWHERE, Namespaces};
 pub use overlay::Base;
 pub use ownership::Ownership;
 pub use persistent::{NameTemplate, Persistent};
-pub use pod::{IDLE, Mode, PodConfig};
+pub use pod::{IDLE, Mode, PodConfig, SecurityProfile};
 pub use timeouts::Timeouts;
 pub use timeouts::duration_proto;
 
