@@ -48,7 +48,8 @@ enum Command {
     /// With --detach it runs on alone: the session's id is printed, and `podbay attach ID` collects its output and exit status,
     /// from this machine or, with the user's rights, another one.
     ///
-    /// Exit status: the program's; 128 + n if signal n ended it; 255 for everything else, with a line on stderr.
+    /// Exit status: the program's; 128 + n if signal n ended it, or this process (141: nobody reads its output); 255 for everything
+    /// else, with a line on stderr.
     Run(client::Run),
     /// Open a shell in a new pod, by gRPC.
     ///
