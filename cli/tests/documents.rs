@@ -14,8 +14,7 @@ fn root() -> PathBuf {
 /// All documents of the tree that are kept, by their path in it, with their text.
 fn documents() -> Vec<(PathBuf, String)> {
     let (root, mut found) = (root(), Vec::new());
-    let mut folders: Vec<PathBuf> =
-        ["docs", "deploy", "tests/cluster"].map(PathBuf::from).into_iter().collect();
+    let mut folders: Vec<PathBuf> = ["docs", "deploy", "tests/cluster"].map(PathBuf::from).into_iter().collect();
     for name in ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"] {
         found.push(PathBuf::from(name));
     }
@@ -109,7 +108,8 @@ fn commands() -> BTreeSet<(String, String, String)> {
                 continue;
             };
             let mut words = line.split_whitespace();
-            let Some(command) = words.next().filter(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-')) else {
+            let Some(command) = words.next().filter(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '-'))
+            else {
                 continue;
             };
             // Behind `--` it is the user's program.

@@ -129,7 +129,7 @@ fn interrupts_go_to_the_program_and_end_what_can_not_hear_them() {
             // Nothing hands it on: it is told, and ends it as it would end `kubectl exec`.
             assert!(matches!(status.code(), Some(9 | 130)), "{status} {rest} {said}");
         }
-        let (child, stdout) = begun(&mut shell(&world, "echo up; sleep 1000"), "up");
+        let (child, stdout) = begun(&mut shell(&world, "echo up; exec sleep 1000"), "up");
         told(&child, Signal::SIGINT);
         let (status, _, said) = ends(child, stdout);
         assert_eq!(status.code(), Some(130), "{said}");
