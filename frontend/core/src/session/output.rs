@@ -213,7 +213,11 @@ mod tests {
             for (step, n) in steps {
                 match step {
                     0 => {
+                        // Behind a gap there may be none; a frame has a byte at least.
                         let len = n.min(credit.saturating_sub(at));
+                        if len == 0 {
+                            continue;
+                        }
                         output.receive(at, len as usize).expect("within the credit");
                         at += len;
                         waiting.push_back((true, len));
