@@ -267,7 +267,7 @@ impl Pump {
         signals: &mut Signals,
         local: &mut Streams,
     ) -> Stop {
-        let mut frame = None;
+        let (mut frame, mut takes) = (None, true);
         loop {
             if frame.is_none() {
                 frame = self.next_frame();
@@ -281,14 +281,18 @@ impl Pump {
                     Ok(None) => Err(Stop::Lost("the backend ended the stream".into())),
                     Err(status) => Err(broken(&status)),
                 },
-                permit = to.reserve(), if frame.is_some() => match permit {
+                permit = to.reserve(), if takes && frame.is_some() => match permit {
                     Ok(permit) => {
                         if let Some(frame) = frame.take() {
                             permit.send(frame);
                         }
                         Ok(())
                     }
-                    Err(_) => Err(Stop::Lost("the stream ended".into())),
+                    // A backend that has said its last takes no more; what it said is still to be read, and tells why.
+                    Err(_) => {
+                        takes = false;
+                        Ok(())
+                    }
                 },
                 Some((stream, result)) = local.written.recv() => match result {
                     Ok(len) => {
