@@ -281,18 +281,16 @@ impl Pump {
                     Ok(None) => Err(Stop::Lost("the backend ended the stream".into())),
                     Err(status) => Err(broken(&status)),
                 },
-                permit = to.reserve(), if takes && frame.is_some() => match permit {
-                    Ok(permit) => {
+                permit = to.reserve(), if takes && frame.is_some() => {
+                    if let Ok(permit) = permit {
                         if let Some(frame) = frame.take() {
                             permit.send(frame);
                         }
-                        Ok(())
-                    }
-                    // A backend that has said its last takes no more; what it said is still to be read, and tells why.
-                    Err(_) => {
+                    } else {
+                        // A backend that has said its last takes no more; what it said is still to be read, and tells why.
                         takes = false;
-                        Ok(())
                     }
+                    Ok(())
                 },
                 Some((stream, result)) = local.written.recv() => match result {
                     Ok(len) => {
