@@ -2,6 +2,8 @@
 
 mod cluster;
 
+pub(crate) use cluster::try_cluster;
+
 use podbay_backend_core::config::Settings;
 use podbay_runtime::config::{Document, Mistake, Notes, nested, to_yaml};
 use std::{path::PathBuf, process::ExitCode};

@@ -24,6 +24,10 @@ enum Command {
     ///
     /// Everything listens on loopback only, with fresh credentials. Pods of the embedded cluster are processes of
     /// this machine and user: it isolates nobody. Ctrl-C ends all of it and leaves nothing behind.
+    ///
+    /// With --kubeconfig the pods are on a real cluster, and frontend and backend still here. Ctrl-C closes the connections, which
+    /// deletes their pods, and the lease; pods of --mode persistent stay. A demo that was killed leaves its pods until the next
+    /// one, or another podbay-backend of that namespace, finds that its lease was not renewed.
     Demo(demo::Arguments),
     /// Write the guest agent, a static program, to stdout: to put it into an image.
     ///
@@ -44,7 +48,8 @@ enum Command {
     /// With --detach it runs on alone: the session's id is printed, and `podbay attach ID` collects its output and exit status,
     /// from this machine or, with the user's rights, another one.
     ///
-    /// Exit status: the program's; 128 + n if signal n ended it; 255 for everything else, with a line on stderr.
+    /// Exit status: the program's; 128 + n if signal n ended it, or this process (141: nobody reads its output); 255 for everything
+    /// else, with a line on stderr.
     Run(client::Run),
     /// Open a shell in a new pod, by gRPC.
     ///

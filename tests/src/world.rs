@@ -347,7 +347,7 @@ impl World {
     }
 
     /// Makes a namespace in the embedded cluster, and gives its name.
-    fn namespace(&self, name: &str) -> String {
+    pub fn namespace(&self, name: &str) -> String {
         self.with_client(async |client| {
             let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
             let namespace = Namespace { metadata, ..Namespace::default() };

@@ -139,18 +139,33 @@ fn a_quota_that_is_used_up_and_one_that_frees() {
 const RESTRICTED: &str = r#"{"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}"#;
 
 #[test]
-fn a_restricted_namespace_takes_the_documented_pod_and_no_other() {
+fn a_restricted_namespace_gets_pods_that_comply_and_tells_what_is_missing() {
     let Some(_alone) = alone() else { return };
-    let plain = world("", "", "");
+    let plain = World::with(Setup::Apart, "connection", |config| {
+        config.replace("    shellCommand:", "    securityProfile: none\n    shellCommand:")
+    });
     real(&plain).patches("/api/v1/namespaces/NAMESPACE", RESTRICTED);
-    fails(&plain, PROMPT, &["Pod Security level forbids the pod", "allowPrivilegeEscalation"]);
+    fails(
+        &plain,
+        PROMPT,
+        &["Pod Security level forbids the pod", "allowPrivilegeEscalation", "kubernetes.pod.securityProfile"],
+    );
     plain.ends_clean();
-    // As docs/configuration.md and docs/security.md say it.
-    for mode in ["connection", "session", "connection+podbay", "session+podbay"] {
+    // The test's image runs as root, and nothing says as whom else.
+    let root = world("", "", "");
+    real(&root).patches("/api/v1/namespaces/NAMESPACE", RESTRICTED);
+    fails(&root, PROMPT, &["runs as root", "kubernetes.pod.spec.securityContext.runAsUser"]);
+    root.ends_clean();
+    for (mode, profile) in [
+        ("connection", "auto"),
+        ("session", "auto"),
+        ("connection+podbay", "restricted"),
+        ("session+podbay", "restricted"),
+    ] {
         let world = World::with(Setup::Apart, mode, |config| {
-            let container = "securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}";
-            let spec = "securityContext: {runAsNonRoot: true, runAsUser: 1000, seccompProfile: {type: RuntimeDefault}}";
-            changed(&config, container, spec, "")
+            let spec = "securityContext: {runAsUser: 1000}";
+            changed(&config, "", spec, "")
+                .replace("    shellCommand:", &format!("    securityProfile: {profile}\n    shellCommand:"))
         });
         real(&world).patches("/api/v1/namespaces/NAMESPACE", RESTRICTED);
         world.run("id -u; grep CapEff /proc/self/status; exit 3").is(3, "1000\nCapEff:\t0000000000000000\n", "");

@@ -14,6 +14,7 @@ pub mod link;
 pub mod migrate;
 pub mod ownership;
 pub mod persistent;
+pub mod pod_security;
 pub mod policy;
 pub mod probe;
 pub mod session;

@@ -4,7 +4,7 @@ use crate::{
     config::{self, Mode, PodConfig},
     identity::{self, Identity},
     inject::inject,
-    persistent,
+    persistent, pod_security,
 };
 use k8s_openapi::{
     api::core::v1::{Container, EnvVar, Pod, PodSpec},
@@ -41,6 +41,7 @@ pub fn base_pod(config: &PodConfig, who: &Identity, environment: &BTreeMap<Strin
     if let Some(injection) = &config.injection {
         inject(&mut pod, &config.console, injection);
     }
+    pod_security::apply(&mut pod, config.security_profile);
     pod
 }
 
@@ -278,6 +279,18 @@ mod tests {
         );
         assert_eq!((container.stdin, container.stdin_once, container.tty), (Some(true), Some(true), Some(true)));
         assert_eq!(container.env.as_ref().expect("env")[0].value.as_deref(), Some("session"));
+    }
+
+    #[test]
+    fn pods_are_restricted_where_the_configuration_says_so() {
+        let context = |keys: &str| {
+            let pod = base_pod(&config(keys), &who("u"), &BTreeMap::new());
+            pod.spec.expect("a spec").containers[0].security_context.clone()
+        };
+        assert_eq!(context("mode: connection"), None, "as ContainerSSH's");
+        assert_eq!(context("securityProfile: none"), None);
+        let filled = context("securityProfile: restricted").expect("a context");
+        assert_eq!(filled.allow_privilege_escalation, Some(false));
     }
 
     #[test]

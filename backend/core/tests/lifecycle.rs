@@ -150,7 +150,9 @@ async fn an_image_that_is_not_found_is_told_after_the_second_pull() {
 async fn a_refused_create_is_told_at_once_and_a_quota_waits() {
     let world = world();
     let forbidden = |message: &str| Fault::Fail(ClusterError::Forbidden { message: message.into() });
-    world.cluster.fault(Call::CreatePod, forbidden("pods \"p\" is forbidden: violates PodSecurity \"restricted\""));
+    world
+        .cluster
+        .fault(Call::CreatePod, forbidden("pods \"p\" is forbidden: violates PodSecurity \"baseline:latest\""));
     assert_eq!(refused(world.starts().await.0).0, Reason::AdmissionDenied);
     assert!(world.start.elapsed() < SECOND && world.cluster.count(Call::DeletePod) == 0);
     world.cluster.faults(Call::CreatePod, 3, forbidden("exceeded quota: x"));
@@ -162,6 +164,26 @@ async fn a_refused_create_is_told_at_once_and_a_quota_waits() {
     let now = Instant::now();
     assert_eq!(refused(world.starts().await.0).0, Reason::QuotaExceeded);
     assert_eq!(now.elapsed(), Duration::from_mins(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restricted_namespace_gets_what_it_asks_for_once() {
+    let world = world();
+    let refusal = || ClusterError::Forbidden {
+        message: "pods \"p\" is forbidden: violates PodSecurity \"restricted:latest\": seccompProfile".into(),
+    };
+    world.cluster.fault(Call::CreatePod, Fault::Fail(refusal()));
+    world.starts().await.0.expect("started");
+    assert!(world.start.elapsed() < SECOND);
+    let pods = world.cluster.pods();
+    let context = pods[0].spec.as_ref().and_then(|spec| spec.security_context.clone()).expect("a context");
+    assert_eq!((context.run_as_non_root, context.run_as_user), (Some(true), None));
+    world.cluster.remove_pod("ns", "p");
+    world.cluster.faults(Call::CreatePod, 2, Fault::Fail(refusal()));
+    let (reason, message) = refused(world.starts().await.0);
+    assert_eq!((reason, world.cluster.count(Call::CreatePod)), (Reason::AdmissionDenied, 4));
+    assert!(message.contains("kubernetes.pod.spec"), "{message}");
+    assert!(world.cluster.pods().is_empty() && world.start.elapsed() < SECOND);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,9 @@ use podbay_backend::{
     kubernetes::KubeCluster,
     metrics::{Equivalents, KubernetesMetrics},
 };
-use podbay_backend_core::{cluster::Cluster, config::Settings, identity, link::Found, probe::Trial, template};
+use podbay_backend_core::{
+    cluster::Cluster, config::Settings, identity, link::Found, pod_security, probe::Trial, template,
+};
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::mpsc;
 
@@ -34,7 +36,7 @@ pub async fn try_cluster(settings: &Settings, try_pod: bool) -> bool {
         user: identity::User::named("podbay-check"),
         remote: None,
     };
-    let pod = template::connection_pod(&settings.pod, &who, &BTreeMap::new());
+    let mut pod = template::connection_pod(&settings.pod, &who, &BTreeMap::new());
     if !tell("the API answers", cluster.ping().await) {
         return false;
     }
@@ -43,7 +45,17 @@ pub async fn try_cluster(settings: &Settings, try_pod: bool) -> bool {
     let mut good = tell(&format!("pods can be listed in namespace {namespace}"), listed);
     let listed = cluster.list_leases(leases, &selector).await.map(drop);
     good &= tell(&format!("leases can be listed in namespace {leases}"), listed);
-    let tried = cluster.try_pod(&pod).await.map(drop);
+    let mut tried = cluster.try_pod(&pod).await;
+    if let Err(error) = &tried
+        && pod_security::comply(&mut pod, error)
+    {
+        println!(
+            "cluster: namespace {namespace} asks for Pod Security restricted: pods get what they lack of it; images that run as \
+             root need kubernetes.pod.spec.securityContext.runAsUser"
+        );
+        tried = cluster.try_pod(&pod).await;
+    }
+    let tried = tried.map(drop).map_err(|error| format!("{error}{}", pod_security::hint(&pod, &error)));
     good &= tell(&format!("a pod would be taken in namespace {namespace} (a dry run: images are not pulled)"), tried);
     if try_pod && good {
         good &= real_pod(settings, cluster).await;

@@ -1,10 +1,13 @@
 //! A connection of ours: opened, kept alive, closed.
 
-use super::server::{Backends, connections};
+use super::{
+    say,
+    server::{Backends, connections},
+};
 use anyhow::{Context as _, bail};
 use podbay::{
     ConnectionId, OwnerId, refusal_of,
-    v1::{self, open_connection_response::Event},
+    v1::{self, Reason, open_connection_response::Event},
 };
 use std::time::Duration;
 use tokio::{task::JoinHandle, time::sleep};
@@ -22,7 +25,15 @@ pub fn told(status: &Status) -> anyhow::Error {
         "" => String::new(),
         id => format!(" [connection {id}]"),
     };
+    if is_broken(status) {
+        return anyhow::anyhow!("the backend was lost: {}{about}", refusal.message);
+    }
     anyhow::anyhow!("{}{about}", refusal.message)
+}
+
+/// Whether the transport says it, and not a backend: another one, or the same, may know better.
+pub fn is_broken(status: &Status) -> bool {
+    status.details().is_empty() && refusal_of(status).reason() == Reason::StreamLost
 }
 
 /// A request with a deadline.
@@ -79,31 +90,85 @@ impl Heartbeats {
     }
 }
 
-/// Opens a connection for this user; what takes long is told on stderr.
-pub async fn open(backends: &Backends, channel: &Channel, user: &str) -> anyhow::Result<Connection> {
-    let (id, owner) = (ConnectionId::from_bytes(rand::random()), OwnerId::from_bytes(rand::random()));
-    let request = v1::OpenConnectionRequest {
-        connection_id: id.to_string(),
-        owner_id: owner.to_string(),
-        user: Some(v1::User { name: user.to_owned(), authenticated_name: String::new() }),
-        ..v1::OpenConnectionRequest::default()
-    };
-    let mut events = connections(channel).open_connection(request).await.map_err(|status| told(&status))?.into_inner();
-    let mut heartbeats = None;
-    loop {
-        let event = events.message().await.map_err(|status| told(&status))?;
-        match event.context("the backend ended without an answer")?.event {
-            // The lease is there from here on.
-            Some(Event::Accepted(_)) => {
-                heartbeats.get_or_insert_with(|| Heartbeats::start(backends.clone(), channel.clone(), owner, id));
+/// A connection that is being opened. Its id is the same at every try: a second one finds what the first has begun.
+pub struct Opening {
+    backends: Backends,
+    channel: Channel,
+    id: ConnectionId,
+    owner: OwnerId,
+    /// From where the lease is there.
+    heartbeats: Option<Heartbeats>,
+}
+
+impl Opening {
+    /// Before the first try.
+    pub fn new(backends: Backends, channel: Channel) -> Self {
+        let (id, owner) = (ConnectionId::from_bytes(rand::random()), OwnerId::from_bytes(rand::random()));
+        Self { backends, channel, id, owner, heartbeats: None }
+    }
+
+    /// Opens it for this user; what takes long is told on stderr. A backend that is lost meanwhile costs a try on each other one.
+    /// After an error, and where this is dropped, [`Self::undo`].
+    pub async fn open(&mut self, user: &str) -> anyhow::Result<Connection> {
+        let mut tries = self.backends.count();
+        loop {
+            let status = match self.attempt(user).await? {
+                Ok(connection) => return Ok(connection),
+                Err(status) => status,
+            };
+            tries = tries.saturating_sub(1);
+            if tries == 0 || !(is_broken(&status) || refusal_of(&status).reason() == Reason::Draining) {
+                return Err(told(&status));
             }
-            Some(Event::Progress(progress)) if long(progress.elapsed) => eprintln!("podbay: {}", progress.message),
-            Some(Event::Progress(_)) | None => {}
-            Some(Event::Opened(opened)) => {
-                let Some(heartbeats) = heartbeats else { bail!("the backend answers out of order") };
-                return Ok(Connection { id, owner, handle: opened.handle.to_vec(), heartbeats });
+            self.channel = self.backends.connect().await?;
+        }
+    }
+
+    async fn attempt(&mut self, user: &str) -> anyhow::Result<Result<Connection, Status>> {
+        let request = v1::OpenConnectionRequest {
+            connection_id: self.id.to_string(),
+            owner_id: self.owner.to_string(),
+            user: Some(v1::User { name: user.to_owned(), authenticated_name: String::new() }),
+            ..v1::OpenConnectionRequest::default()
+        };
+        let mut events = match connections(&self.channel).open_connection(request).await {
+            Ok(events) => events.into_inner(),
+            Err(status) => return Ok(Err(status)),
+        };
+        loop {
+            let event = match events.message().await {
+                Ok(event) => event.context("the backend ended without an answer: its log says why")?.event,
+                Err(status) => return Ok(Err(status)),
+            };
+            match event {
+                // The lease is there from here on.
+                Some(Event::Accepted(_)) => {
+                    let (backends, channel) = (&self.backends, &self.channel);
+                    self.heartbeats.get_or_insert_with(|| {
+                        Heartbeats::start(backends.clone(), channel.clone(), self.owner, self.id)
+                    });
+                }
+                Some(Event::Progress(progress)) if long(progress.elapsed) => say(&progress.message),
+                Some(Event::Progress(_)) | None => {}
+                Some(Event::Opened(opened)) => {
+                    let Some(heartbeats) = self.heartbeats.take() else { bail!("the backend answers out of order") };
+                    let handle = opened.handle.to_vec();
+                    return Ok(Ok(Connection { id: self.id, owner: self.owner, handle, heartbeats }));
+                }
             }
         }
+    }
+
+    /// What was begun of it is closed.
+    pub async fn undo(mut self) {
+        if let Some(heartbeats) = self.heartbeats.take() {
+            end(&mut self.backends, &self.channel, heartbeats, self.id, true).await;
+        }
+    }
+
+    /// Where it was opened, and the others.
+    pub fn into_backend(self) -> (Backends, Channel) {
+        (self.backends, self.channel)
     }
 }
 
@@ -112,13 +177,28 @@ pub fn long(elapsed: Option<prost_types::Duration>) -> bool {
     elapsed.is_some_and(|elapsed| elapsed.seconds >= 2)
 }
 
-/// The owner ends; with `close`, its connection first. What can't be told is left to the lease's end.
-pub async fn end(channel: &Channel, heartbeats: Heartbeats, connection: ConnectionId, close: bool) {
+/// The owner ends; with `close`, its connection first. Where the backend is lost, the others are asked; what can't be told is left to
+/// the lease's end.
+pub async fn end(
+    backends: &mut Backends,
+    channel: &Channel,
+    heartbeats: Heartbeats,
+    connection: ConnectionId,
+    close: bool,
+) {
     let mut client = connections(channel);
     if close {
-        let message = v1::CloseConnectionRequest { connection_id: connection.to_string(), keep_detached: false };
-        if let Err(status) = client.close_connection(bounded(message)).await {
-            eprintln!("podbay: the pod is not deleted yet: {:#}", told(&status));
+        let mut tries = backends.count();
+        loop {
+            let message = v1::CloseConnectionRequest { connection_id: connection.to_string(), keep_detached: false };
+            let Err(status) = client.close_connection(bounded(message)).await else { break };
+            tries = tries.saturating_sub(1);
+            let other = if is_broken(&status) && tries > 0 { backends.connect().await.ok() } else { None };
+            let Some(other) = other else {
+                say(format_args!("the pod is not deleted yet, the backends do it in a while: {:#}", told(&status)));
+                break;
+            };
+            client = connections(&other);
         }
     }
     let owner = heartbeats.owner;

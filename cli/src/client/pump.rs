@@ -1,26 +1,26 @@
 //! One session, over as many streams of frames as it takes.
+//!
+//! What the frames say, and what is said again, is [`ClientSession`]'s; this carries them between it, the backend and this
+//! process's own ends.
 
 use super::{
-    connection::{long, told},
-    flow::{Input, Output},
+    connection::{is_broken, long, told},
+    local::{self, Signals, Streams, Told},
+    say,
     server::{Backends, sessions},
-    terminal::{self, Written},
+    terminal,
 };
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use podbay::{
-    SessionId, refusal_of,
-    v1::{self, Reason, Stream, exit::End, run_session_request::Frame as To, run_session_response::Frame as From},
+    refusal_of,
+    v1::{self, Reason, Stream, run_session_request::Frame as To},
 };
-use std::{
-    collections::VecDeque,
-    io,
-    time::{Duration, Instant},
-};
+use podbay_frontend_core::{ClientSession, Event};
+use std::{io::ErrorKind, time::Duration};
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
-    time::sleep,
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Channel};
@@ -28,41 +28,58 @@ use tonic::{Status, Streaming, transport::Channel};
 /// A durable session is looked for so long when its backend is lost.
 const PATIENCE: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(200);
+/// A search that takes longer is worth a line.
+const PROGRESS: Duration = Duration::from_secs(2);
+/// How long the backend is given to end what was given up, and the outputs of this process to take their last bytes.
+const GIVING_UP: Duration = Duration::from_secs(5);
+/// So many INT without an answer end this process.
+const INTERRUPTS: usize = 3;
 
 /// How a session ended for this process.
 #[derive(Debug)]
 pub enum Ended {
     /// The program ended.
     Exit(v1::Exit),
-    /// This process was told to leave, or nobody reads its output any more.
-    Left,
+    /// This process was told to leave, by the signal of this number: 13 where nobody reads its output any more.
+    Left(u8),
     /// A start was all that was wanted, and it runs.
     Started,
 }
 
-/// A session to be carried.
-pub struct Pump {
-    pub backends: Backends,
-    pub channel: Channel,
-    pub handle: Vec<u8>,
-    pub session: SessionId,
-    /// What runs; for the first stream of a new session.
-    pub open: v1::Open,
-    /// Continue one, whoever has it.
-    pub take_over: bool,
-    pub stdout: Output,
-    pub stderr: Output,
-    pub input: Input,
-    pub raw: bool,
-    durable: bool,
-    attempt: u32,
-    next_id: u64,
-    /// Signals and sizes without an answer.
-    unanswered: Vec<To>,
-    /// End once it runs and has the end of its stdin: this request's answer says so.
-    only_start: Option<u64>,
+/// What is done with a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// Start it, and stay with it to its end: whoever leaves gives it up.
+    Carry,
+    /// Start it, and end once it runs and has the end of its stdin.
+    Start,
+    /// Go on with it, whoever has it: whoever leaves leaves it running.
+    Attach,
 }
 
+/// A session to be carried.
+pub struct Pump {
+    backends: Backends,
+    channel: Channel,
+    what: What,
+    /// The first frame, without what changes with each attempt.
+    open: v1::Open,
+    session: ClientSession,
+    /// Whether this process's terminal is the program's.
+    raw: bool,
+    /// A program was there once.
+    started: bool,
+    /// INT that are not answered.
+    interrupts: Vec<u64>,
+    /// The last size that was asked for.
+    resize: Option<u64>,
+    /// The request behind the end of stdin, of which only the answer matters: what went before it has arrived.
+    probe: Option<u64>,
+    lost_since: Option<Instant>,
+    told_lost: bool,
+}
+
+/// Why a stream of frames ended.
 enum Stop {
     Ended(Ended),
     /// The stream is gone; another may go on.
@@ -70,323 +87,370 @@ enum Stop {
     Failed(anyhow::Error),
 }
 
-/// This process's ends.
-struct Local {
-    stdin: Option<mpsc::Receiver<Bytes>>,
-    stdout: mpsc::UnboundedSender<(u64, Bytes)>,
-    stderr: mpsc::UnboundedSender<(u64, Bytes)>,
-    written: mpsc::UnboundedReceiver<Written>,
-    interrupt: Signal,
-    resized: Signal,
-    terminated: Signal,
-    hung_up: Signal,
-}
+type ToBackend = mpsc::Sender<v1::RunSessionRequest>;
 
 impl Pump {
-    pub fn new(backends: Backends, channel: Channel, handle: Vec<u8>, session: SessionId, open: v1::Open) -> Self {
+    /// A session to be started.
+    pub fn new(backends: Backends, channel: Channel, open: v1::Open, detached: bool) -> Self {
+        let (what, session) = if detached {
+            let mut session = ClientSession::without_output();
+            session.end_stdin();
+            (What::Start, session)
+        } else {
+            (What::Carry, ClientSession::new(open.pty.is_some()))
+        };
+        Self::of(backends, channel, open, what, session)
+    }
+
+    /// A session to be gone on with, its output from here.
+    pub fn attaching(
+        backends: Backends,
+        channel: Channel,
+        open: v1::Open,
+        terminal: bool,
+        from: v1::ResumeFrom,
+    ) -> Self {
+        // Above what earlier clients used, for they count from 1 or did this before.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let last_id = u64::try_from(now.as_micros()).unwrap_or(u64::MAX / 2);
+        Self::of(backends, channel, open, What::Attach, ClientSession::attaching(terminal, from, last_id))
+    }
+
+    fn of(backends: Backends, channel: Channel, mut open: v1::Open, what: What, session: ClientSession) -> Self {
+        open.take_over = what == What::Attach;
         Self {
             backends,
             channel,
-            handle,
-            session,
+            what,
             open,
-            take_over: false,
-            stdout: Output::default(),
-            stderr: Output::default(),
-            input: Input::default(),
+            session,
             raw: false,
-            durable: false,
-            attempt: 0,
-            next_id: 0,
-            unanswered: Vec::new(),
-            only_start: None,
+            started: false,
+            interrupts: Vec::new(),
+            resize: None,
+            probe: None,
+            lost_since: None,
+            told_lost: false,
         }
     }
 
-    /// Carries the session to its end; this process's stdin goes to the program where it `reads`.
-    pub async fn run(&mut self, reads: bool) -> anyhow::Result<Ended> {
-        let (told_written, written) = mpsc::unbounded_channel();
-        let mut local = Local {
-            stdin: reads.then(terminal::stdin),
-            stdout: terminal::output(Stream::Stdout, io::stdout(), told_written.clone()),
-            stderr: terminal::output(Stream::Stderr, io::stderr(), told_written),
-            written,
-            interrupt: signal(SignalKind::interrupt())?,
-            resized: signal(SignalKind::window_change())?,
-            terminated: signal(SignalKind::terminate())?,
-            hung_up: signal(SignalKind::hangup())?,
-        };
-        // A terminal that other clients use may be of another size.
-        if self.take_over && self.raw {
+    /// This process's terminal is the program's: its size follows.
+    pub fn follow_terminal(&mut self) {
+        self.raw = true;
+        // One that other clients use may be of another size.
+        if self.what == What::Attach {
             self.ask_size();
         }
-        let mut lost_since: Option<Instant> = None;
+    }
+
+    /// The backend that it is connected to now, and the others.
+    pub const fn backend(&mut self) -> (&mut Backends, &Channel) {
+        (&mut self.backends, &self.channel)
+    }
+
+    /// How far the outputs were written.
+    pub const fn written(&self) -> v1::ResumeFrom {
+        self.session.taken_up_to()
+    }
+
+    /// Whether all stdin that was read is with the program.
+    pub fn is_stdin_safe(&self) -> bool {
+        self.session.is_stdin_safe()
+    }
+
+    /// Carries the session to its end; this process's stdin goes to the program where it `reads`.
+    pub async fn run(&mut self, signals: &mut Signals, reads: bool) -> anyhow::Result<Ended> {
+        let mut local = Streams::start(reads);
         let ended = loop {
-            let why = match self.stream(&mut local, &mut lost_since).await {
+            let why = match self.stream(signals, &mut local).await {
                 Stop::Ended(ended) => break ended,
                 Stop::Failed(error) => return Err(error),
                 Stop::Lost(why) => why,
             };
-            if !self.durable {
-                bail!("{why}; how the program ended is not known");
+            if !self.session.is_durable() {
+                bail!("{why}; how the program ended is not known: look at its work before you repeat it");
             }
-            if lost_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
-                bail!("{why}; the program may run on: podbay attach {}", self.session);
-            }
-            sleep(PAUSE).await;
-            if let Ok(channel) = self.backends.connect().await {
-                self.channel = channel;
+            if let Some(ended) = self.reconnect(&why, signals).await? {
+                break ended;
             }
         };
-        // What came is written first.
-        let Local { stdout, stderr, mut written, .. } = local;
-        drop((stdout, stderr));
-        while let Some((stream, result)) = written.recv().await {
-            if let Ok((end, len)) = result {
-                let _ = self.output(stream).wrote(stream, end, len);
-            }
-        }
+        self.finish(&ended, local, signals).await?;
         Ok(ended)
     }
 
-    /// The program gets the end of its stdin, and this ends once it has it.
-    pub fn starts_only(&mut self) {
-        // It is refused by every agent, and nothing comes of it but the answer: what was sent before has arrived.
-        let probe = To::Signal(v1::Signal { id: 2, name: "CONT".into(), deadline: None });
-        self.unanswered = vec![To::Eof(v1::Eof { stream: Stream::Stdin.into(), offset: 0, id: 1 }), probe];
-        self.next_id = 2;
-        self.only_start = Some(2);
+    /// A channel for the next stream; or this process was told to leave.
+    async fn reconnect(&mut self, why: &str, signals: &mut Signals) -> anyhow::Result<Option<Ended>> {
+        let since = *self.lost_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > PATIENCE {
+            bail!("{why}; the program may run on: try podbay attach {}", self.open.session_id);
+        }
+        self.session.reopen();
+        if !self.told_lost && since.elapsed() > PROGRESS {
+            self.told_lost = true;
+            say("the connection to the backend broke; the program runs on, waiting for another backend");
+        }
+        let backends = &mut self.backends;
+        let found = async {
+            sleep(PAUSE).await;
+            backends.connect().await.ok()
+        };
+        tokio::select! {
+            // Where none answers, the next stream on the old channel finds it out.
+            found = found => if let Some(channel) = found { self.channel = channel },
+            // Nobody could hand INT on.
+            number = signals.leave() => return Ok(Some(Ended::Left(number))),
+        }
+        if self.raw {
+            self.ask_size();
+        }
+        Ok(None)
     }
 
-    fn opening(&mut self) -> v1::Open {
-        let again = self.attempt > 0 || self.take_over;
-        self.attempt += 1;
-        v1::Open {
-            handle: Bytes::from(self.handle.clone()),
-            session_id: self.session.to_string(),
-            attempt: self.attempt,
-            take_over: self.take_over,
-            resume_from: again.then_some(v1::ResumeFrom { stdout: self.stdout.received, stderr: self.stderr.received }),
-            // Of a program that is only started nothing is taken.
-            stdout_credit: if self.only_start.is_some() { 0 } else { self.stdout.first_credit() },
-            stderr_credit: if self.only_start.is_some() { 0 } else { self.stderr.first_credit() },
-            ..self.open.clone()
+    /// What came is written before this process ends.
+    async fn finish(&mut self, ended: &Ended, local: Streams, signals: &mut Signals) -> anyhow::Result<()> {
+        let Streams { stdout, stderr, mut written, .. } = local;
+        drop((stdout, stderr));
+        let last = async {
+            while let Some((stream, result)) = written.recv().await {
+                match result {
+                    Ok(len) => self.session.taken(stream, len),
+                    // Nobody wants it.
+                    Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+                    Err(error) => return Err(error).context(no_output(stream)),
+                }
+            }
+            Ok(())
+        };
+        let waits = async {
+            match ended {
+                Ended::Exit(_) | Ended::Started => drop(signals.leave().await),
+                // Whoever wants to leave does not wait for a pipe that nobody reads.
+                Ended::Left(_) => sleep(GIVING_UP).await,
+            }
+        };
+        tokio::select! {
+            written = last => written,
+            () = waits => Ok(()),
         }
     }
 
     /// One stream of frames.
-    async fn stream(&mut self, local: &mut Local, lost_since: &mut Option<Instant>) -> Stop {
+    async fn stream(&mut self, signals: &mut Signals, local: &mut Streams) -> Stop {
         let (to, frames) = mpsc::channel(16);
-        let send = |frame| v1::RunSessionRequest { frame: Some(frame) };
-        let open = self.opening();
-        if to.try_send(send(To::Open(open))).is_err() {
+        let mut open = self.open.clone();
+        self.session.open(&mut open);
+        if to.try_send(v1::RunSessionRequest { frame: Some(To::Open(open)) }).is_err() {
             return Stop::Lost("the stream ended".into());
         }
-        let mut from = match sessions(&self.channel).run_session(ReceiverStream::new(frames)).await {
-            Ok(answer) => answer.into_inner(),
-            Err(status) => return Self::broken(&status),
+        let mut client = sessions(&self.channel);
+        let called = tokio::select! {
+            called = client.run_session(ReceiverStream::new(frames)) => called,
+            number = signals.leave() => return Stop::Ended(Ended::Left(number)),
         };
-        match self.started(&mut from).await {
-            Ok(()) => *lost_since = None,
-            Err(stop) => return stop,
+        let mut from = match called {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return broken(&status),
+        };
+        let stop = self.carry(&to, &mut from, signals, local).await;
+        if let Stop::Ended(Ended::Left(_)) = stop
+            && self.what != What::Attach
+        {
+            self.give_up(&to, &mut from, signals).await;
         }
-        if self.only_start.is_some() && !self.durable {
-            return Stop::Failed(anyhow::anyhow!("a program can run detached only where podbay-agent runs in the pod"));
-        }
-        let mut queue: VecDeque<To> = self.unanswered.iter().cloned().collect();
-        // A backend that is done takes nothing more, while its last frames are still here to be read.
-        let mut takes = true;
+        stop
+    }
+
+    async fn carry(
+        &mut self,
+        to: &ToBackend,
+        from: &mut Streaming<v1::RunSessionResponse>,
+        signals: &mut Signals,
+        local: &mut Streams,
+    ) -> Stop {
+        let (mut frame, mut takes) = (None, true);
         loop {
-            if queue.is_empty() {
-                let next_id = &mut self.next_id;
-                let id = || {
-                    *next_id += 1;
-                    *next_id
-                };
-                queue.extend(self.input.next(id));
+            if frame.is_none() {
+                frame = self.next_frame();
             }
-            let reads = local.stdin.is_some() && self.input.wants();
-            tokio::select! {
-                frame = from.message() => match frame {
-                    Ok(Some(frame)) => if let Some(stop) = self.receive(frame, local, &mut queue) { return stop },
-                    Ok(None) => return Stop::Lost("the backend ended the stream".into()),
-                    Err(status) => return Self::broken(&status),
+            let reads = local.stdin.is_some() && self.session.room() > 0;
+            // A session that is looked for is not waited for longer than that.
+            let patience = self.lost_since.map(|since| since + PATIENCE);
+            let step = tokio::select! {
+                came = from.message() => match came {
+                    Ok(Some(came)) => self.receive(came, local),
+                    Ok(None) => Err(Stop::Lost("the backend ended the stream".into())),
+                    Err(status) => Err(broken(&status)),
                 },
-                permit = to.reserve(), if takes && !queue.is_empty() => match permit {
-                    Ok(permit) => if let Some(frame) = queue.pop_front() { permit.send(send(frame)) },
-                    Err(_) => takes = false,
-                },
-                Some((stream, written)) = local.written.recv() => match written {
-                    Ok((end, len)) => queue.extend(self.output(stream).wrote(stream, end, len).into_iter().flatten()),
-                    Err(_) => return self.leave(&to).await,
-                },
-                piece = next_piece(&mut local.stdin), if reads => {
-                    if let Some(piece) = piece {
-                        self.input.push(piece);
+                permit = to.reserve(), if takes && frame.is_some() => {
+                    if let Ok(permit) = permit {
+                        if let Some(frame) = frame.take() {
+                            permit.send(frame);
+                        }
                     } else {
-                        local.stdin = None;
-                        self.input.end();
+                        // A backend that has said its last takes no more; what it said is still to be read, and tells why.
+                        takes = false;
                     }
-                }
-                _ = local.resized.recv(), if self.raw => {
+                    Ok(())
+                },
+                Some((stream, result)) = local.written.recv() => match result {
+                    Ok(len) => {
+                        self.session.taken(stream, len);
+                        Ok(())
+                    }
+                    Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Stop::Ended(Ended::Left(13))),
+                    Err(error) => Err(Stop::Failed(anyhow::Error::new(error).context(no_output(stream)))),
+                },
+                piece = local::piece(&mut local.stdin), if reads => self.read(piece, local),
+                told = signals.next() => self.told(told),
+                () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() =>
+                    Err(Stop::Lost("the backend does not answer".into())),
+            };
+            if let Err(stop) = step {
+                return stop;
+            }
+        }
+    }
+
+    fn next_frame(&mut self) -> Option<v1::RunSessionRequest> {
+        let frame = self.session.next_frame()?;
+        if self.what == What::Start && self.probe.is_none() && matches!(frame.frame, Some(To::Eof(_))) {
+            // Every agent refuses it, and nothing comes of it but the answer.
+            let signal = |id| To::Signal(v1::Signal { id, name: "CONT".into(), deadline: None });
+            self.probe = Some(self.session.ask(signal));
+        }
+        Some(frame)
+    }
+
+    fn read(&mut self, piece: Option<std::io::Result<Bytes>>, local: &mut Streams) -> Result<(), Stop> {
+        match piece {
+            Some(Ok(piece)) => self.session.push(piece),
+            // Its end must not look like the end of what was to be sent.
+            Some(Err(error)) => return Err(Stop::Failed(anyhow::Error::new(error).context("stdin can't be read"))),
+            None => {
+                local.stdin = None;
+                self.session.end_stdin();
+            }
+        }
+        Ok(())
+    }
+
+    fn told(&mut self, told: Told) -> Result<(), Stop> {
+        match told {
+            Told::Leave(number) => return Err(Stop::Ended(Ended::Left(number))),
+            Told::Interrupt if !self.started || self.what == What::Start || self.interrupts.len() + 1 >= INTERRUPTS => {
+                return Err(Stop::Ended(Ended::Left(2)));
+            }
+            Told::Interrupt => {
+                let signal = |id| To::Signal(v1::Signal { id, name: "INT".into(), deadline: None });
+                let id = self.session.ask(signal);
+                self.interrupts.push(id);
+            }
+            Told::Resized => {
+                if self.raw {
                     self.ask_size();
-                    queue.extend(self.unanswered.last().cloned());
                 }
-                _ = local.interrupt.recv() => {
-                    self.next_id += 1;
-                    let asked = To::Signal(v1::Signal { id: self.next_id, name: "INT".into(), deadline: None });
-                    self.unanswered.push(asked.clone());
-                    queue.push_back(asked);
-                }
-                _ = local.terminated.recv() => return self.leave(&to).await,
-                _ = local.hung_up.recv() => return self.leave(&to).await,
             }
         }
+        Ok(())
     }
 
+    /// Only the last size matters.
     fn ask_size(&mut self) {
-        self.next_id += 1;
-        let (id, size) = (self.next_id, Some(terminal::size()));
-        self.unanswered.retain(|asked| !matches!(asked, To::Resize(_)));
-        self.unanswered.push(To::Resize(v1::Resize { id, size, deadline: None }));
-    }
-
-    /// A program that was started here is given up; one that was continued is left to its caller.
-    async fn leave(&self, to: &mpsc::Sender<v1::RunSessionRequest>) -> Stop {
-        if !self.take_over {
-            let _ = to.send(v1::RunSessionRequest { frame: Some(To::Hangup(v1::Hangup {})) }).await;
+        if let Some(id) = self.resize.take() {
+            self.session.forget(id);
         }
-        Stop::Ended(Ended::Left)
+        let size = Some(terminal::size());
+        self.resize = Some(self.session.ask(|id| To::Resize(v1::Resize { id, size, deadline: None })));
     }
 
-    fn output(&mut self, stream: Stream) -> &mut Output {
-        if stream == Stream::Stderr { &mut self.stderr } else { &mut self.stdout }
-    }
-
-    async fn started(&mut self, from: &mut Streaming<v1::RunSessionResponse>) -> Result<(), Stop> {
-        loop {
-            let frame = from.message().await.map_err(|status| Self::broken(&status))?;
-            match frame.and_then(|frame| frame.frame) {
-                Some(From::Progress(progress)) => {
-                    if long(progress.elapsed) {
-                        eprintln!("podbay: {}\r", progress.message);
-                    }
+    fn receive(&mut self, frame: v1::RunSessionResponse, local: &Streams) -> Result<(), Stop> {
+        let event = self.session.receive(frame).map_err(|error| {
+            Stop::Failed(anyhow::anyhow!("the backend breaks the protocol: {error}; does its version fit this one's?"))
+        })?;
+        match event {
+            Event::Started(started) => {
+                (self.lost_since, self.told_lost) = (None, false);
+                // A program that goes on has said so before.
+                if !std::mem::replace(&mut self.started, true) && !started.warning.is_empty() {
+                    say(&started.warning);
                 }
-                Some(From::Started(started)) => {
-                    self.durable = started.durable;
-                    if !started.warning.is_empty() {
-                        eprintln!("podbay: {}\r", started.warning);
-                    }
-                    if self.take_over && self.attempt == 1 {
-                        self.input.adopt(started.stdin_offset);
-                    }
-                    self.input.begin(started.stdin_offset, started.stdin_credit);
-                    return Ok(());
+                if self.what == What::Start && !started.durable {
+                    let text = "a program can run detached only where podbay-agent runs in the pod: put it into the image, or set \
+                                kubernetes.pod.agentInjection";
+                    return Err(Stop::Failed(anyhow::anyhow!(text)));
                 }
-                // A program that was to be continued is gone.
-                Some(From::Exit(exit)) => return Err(Stop::Ended(Ended::Exit(exit))),
-                Some(_) => return Err(Stop::Failed(anyhow::anyhow!("the backend answers out of order"))),
-                None => return Err(Stop::Lost("the backend ended the stream".into())),
             }
-        }
-    }
-
-    fn receive(&mut self, frame: v1::RunSessionResponse, local: &Local, queue: &mut VecDeque<To>) -> Option<Stop> {
-        match frame.frame? {
-            From::Data(data) => {
-                let (writer, output) = match data.stream() {
-                    Stream::Stderr => (&local.stderr, &mut self.stderr),
-                    Stream::Stdout | Stream::Stdin | Stream::Unspecified => (&local.stdout, &mut self.stdout),
+            Event::Data(data) => {
+                let to = match data.stream() {
+                    Stream::Stderr => &local.stderr,
+                    Stream::Stdout | Stream::Stdin | Stream::Unspecified => &local.stdout,
                 };
-                match output.data(&data) {
-                    // A writer that has failed says so itself.
-                    Ok(end) => drop(writer.send((end, data.data))),
-                    Err(why) => return Some(Stop::Failed(anyhow::anyhow!(why))),
+                // A writer that has failed says so itself.
+                let _ = to.send(data.data);
+            }
+            Event::Progress(progress) => {
+                if long(progress.elapsed) {
+                    say(&progress.message);
                 }
             }
-            From::Gap(gap) => {
-                let stream = gap.stream();
-                eprintln!(
-                    "podbay: {} bytes of output are not here: dropped, or taken before\r",
-                    gap.to - gap.from.min(gap.to)
-                );
-                queue.extend(self.output(stream).gap(stream, gap.to).into_iter().flatten());
-            }
-            From::Credit(credit) => self.input.credit(credit.limit),
-            From::Ack(ack) => self.input.ack(ack.offset),
-            From::Answer(answer) => {
-                let id_of = |asked: &To| match asked {
-                    To::Signal(signal) => signal.id,
-                    To::Resize(resize) => resize.id,
-                    _ => 0,
-                };
-                self.unanswered.retain(|asked| id_of(asked) != answer.id);
-                if self.only_start == Some(answer.id) {
-                    return Some(Stop::Ended(Ended::Started));
-                }
-                if let Some(refusal) = answer.refusal.filter(|_| self.only_start.is_none()) {
-                    eprintln!("podbay: {}\r", refusal.message);
-                }
-            }
+            Event::Gap(bytes) => say(format_args!("{bytes} bytes of output are not here: dropped, or taken before")),
+            Event::Notice(text) => say(text),
+            Event::Answered(id, refusal) => return self.answered(id, refusal),
             // Of one that was to run alone, the exit is for who comes back.
-            From::Exit(_) if self.only_start.is_some() => return Some(Stop::Ended(Ended::Started)),
-            From::Exit(exit) => return Some(Stop::Ended(Ended::Exit(exit))),
-            From::Notice(notice) => eprintln!("podbay: {}\r", notice.message),
-            From::Moving(_) if self.durable => return Some(Stop::Lost("the backend ends".into())),
-            From::Moving(_) | From::Progress(_) | From::Started(_) | From::Eof(_) => {}
+            Event::Exit(_) if self.what == What::Start && self.started => return Err(Stop::Ended(Ended::Started)),
+            Event::Exit(exit) => return Err(Stop::Ended(Ended::Exit(exit))),
+            Event::Moving if self.session.is_durable() => return Err(Stop::Lost("the backend ends".into())),
+            Event::Moving | Event::Room | Event::Nothing => {}
         }
-        None
+        Ok(())
     }
 
-    /// What a status says: whether another stream may go on.
-    fn broken(status: &Status) -> Stop {
-        let reason = refusal_of(status).reason();
-        let ours = !status.details().is_empty();
-        match reason {
-            Reason::Draining | Reason::KubernetesUnavailable => Stop::Lost(format!("{:#}", told(status))),
-            _ if !ours => Stop::Lost(format!("the backend was lost: {}", status.message())),
-            _ => Stop::Failed(told(status)),
+    fn answered(&mut self, id: u64, refusal: Option<v1::Refusal>) -> Result<(), Stop> {
+        if self.probe == Some(id) {
+            return Err(Stop::Ended(Ended::Started));
+        }
+        self.resize = self.resize.filter(|asked| *asked != id);
+        let interrupt = self.interrupts.iter().position(|asked| *asked == id);
+        if let Some(at) = interrupt {
+            self.interrupts.remove(at);
+        }
+        if let Some(refusal) = refusal {
+            say(&refusal.message);
+            // Without an agent nothing hands it on, and ^C has to end something.
+            if interrupt.is_some() && self.what == What::Carry && !self.session.is_durable() {
+                return Err(Stop::Ended(Ended::Left(2)));
+            }
+        }
+        Ok(())
+    }
+
+    /// A program that was started here is given up, and its end waited for a little.
+    async fn give_up(&mut self, to: &ToBackend, from: &mut Streaming<v1::RunSessionResponse>, signals: &mut Signals) {
+        self.session.hang_up();
+        let given_up = async {
+            while !self.session.has_hung_up() {
+                let Ok(permit) = to.reserve().await else { return };
+                let Some(frame) = self.session.next_frame() else { return };
+                permit.send(frame);
+            }
+            while let Ok(Some(_)) = from.message().await {}
+        };
+        tokio::select! {
+            _ = timeout(GIVING_UP, given_up) => {}
+            _ = signals.leave() => {}
         }
     }
 }
 
-async fn next_piece(stdin: &mut Option<mpsc::Receiver<Bytes>>) -> Option<Bytes> {
-    match stdin {
-        Some(stdin) => stdin.recv().await,
-        None => std::future::pending().await,
-    }
+fn no_output(stream: Stream) -> &'static str {
+    if stream == Stream::Stderr { "stderr can't be written" } else { "stdout can't be written" }
 }
 
-/// The exit status to pass on: a signal's is 128 + n, as shells say; 255 where it is not known, with why.
-pub fn status_of(exit: &v1::Exit) -> (u8, String) {
-    match &exit.end {
-        Some(End::Code(code)) => (u8::try_from(*code).unwrap_or(255), String::new()),
-        Some(End::Signal(end)) => {
-            let number = SIGNALS.iter().find(|(name, _)| *name == end.name).map_or(127, |(_, number)| *number);
-            let core = if end.core_dumped { " (core dumped)" } else { "" };
-            (128 + number, format!("ended by signal {}{core} {}", end.name, end.message).trim_end().to_owned())
-        }
-        Some(End::Lost(refusal)) => (255, refusal.message.clone()),
-        None => (255, "the backend does not say how the program ended".to_owned()),
+/// What a status says: whether another stream may go on.
+fn broken(status: &Status) -> Stop {
+    match refusal_of(status).reason() {
+        Reason::Draining | Reason::KubernetesUnavailable => Stop::Lost(format!("{:#}", told(status))),
+        _ if is_broken(status) => Stop::Lost(format!("{:#}", told(status))),
+        _ => Stop::Failed(told(status)),
     }
 }
-
-/// Linux's numbers, in the pod whatever this machine's are.
-const SIGNALS: [(&str, u8); 16] = [
-    ("HUP", 1),
-    ("INT", 2),
-    ("QUIT", 3),
-    ("ILL", 4),
-    ("TRAP", 5),
-    ("ABRT", 6),
-    ("BUS", 7),
-    ("FPE", 8),
-    ("KILL", 9),
-    ("USR1", 10),
-    ("SEGV", 11),
-    ("USR2", 12),
-    ("PIPE", 13),
-    ("ALRM", 14),
-    ("TERM", 15),
-    ("SYS", 31),
-];

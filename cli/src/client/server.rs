@@ -85,6 +85,11 @@ fn lines(path: &PathBuf) -> anyhow::Result<HashMap<String, String>> {
 }
 
 impl Backends {
+    /// How many addresses there are: at least one, and one more where the last try was the first one's.
+    pub fn count(&self) -> usize {
+        self.addresses.len() + 1
+    }
+
     /// A channel to one that answers, beginning behind the last one that was given.
     pub async fn connect(&mut self) -> anyhow::Result<Channel> {
         let mut last = None;
@@ -106,7 +111,12 @@ impl Backends {
             }
         }
         let (address, error) = last.context("--address names nothing")?;
-        Err(error).with_context(|| format!("no backend answers; the last one tried was {address}"))
+        Err(error).with_context(|| {
+            format!(
+                "no backend answers, the last one tried was {address}: is it running, and do --ca, --cert and \
+                 --server-name fit its certificate?"
+            )
+        })
     }
 }
 

@@ -39,6 +39,8 @@ pub fn sftp_server(embedded: bool) -> Option<&'static str> {
 
 /// What the files say.
 pub struct Plan {
+    /// The pods are processes of this machine.
+    pub embedded: bool,
     pub ssh: SocketAddr,
     pub grpc: SocketAddr,
     pub mode: &'static str,
@@ -50,6 +52,41 @@ pub struct Plan {
     /// podbay-agent is in the pods' image.
     pub agent: bool,
     pub drain: Duration,
+    /// As whom programs run, where the image's own user is not to be it.
+    pub run_as: Option<u32>,
+}
+
+impl Plan {
+    /// What Ctrl-C does, and what it leaves.
+    fn end(&self) -> String {
+        match (self.embedded, self.stays()) {
+            (true, true | false) => "Ctrl-C ends it all.".to_owned(),
+            (false, false) => "Ctrl-C ends it all, and deletes the pods.".to_owned(),
+            (false, true) => format!("Ctrl-C ends it, and leaves the users' pods. {}", self.removal()),
+        }
+    }
+
+    /// What is told at the end.
+    pub fn ended(&self) -> String {
+        if self.embedded || !self.stays() {
+            "ended; nothing is left".to_owned()
+        } else {
+            format!("ended. {}", self.removal())
+        }
+    }
+
+    fn stays(&self) -> bool {
+        self.mode == "persistent"
+    }
+
+    fn removal(&self) -> String {
+        format!(
+            "Pods of mode persistent stay until they are deleted: kubectl --kubeconfig {} -n {} delete pods -l \
+             app.kubernetes.io/managed-by=podbay",
+            self.kubeconfig.display(),
+            self.namespace
+        )
+    }
 }
 
 /// The directory. Dropping it removes what the demo wrote, and the directory itself where the demo made it.
@@ -175,9 +212,9 @@ kubernetes:
 {persistent}{agent}    metadata:
 {name}      namespace: {namespace}
       generateName: podbay-
-    spec:
+{profile}    spec:
       terminationGracePeriodSeconds: 2
-      containers:
+{run_as}      containers:
         - name: shell
           image: {image}
     shellCommand: [{shell}]
@@ -204,6 +241,9 @@ kubernetes:
             name = if stays { "      name: \"podbay-{username}\"\n" } else { "" },
             agent = if plan.agent { "" } else { "    disableAgent: true\n" },
             namespace = quoted(&plan.namespace),
+            profile = if plan.run_as.is_some() { "    securityProfile: restricted\n" } else { "" },
+            run_as =
+                plan.run_as.map(|uid| format!("      securityContext: {{runAsUser: {uid}}}\n")).unwrap_or_default(),
             image = quoted(&plan.image),
             shell = quoted(plan.shell),
             subsystems = subsystems.unwrap_or_default(),
@@ -258,13 +298,23 @@ Host {HOST}
                     .to_owned()
             }
         };
+        let real = if plan.embedded {
+            String::new()
+        } else {
+            let (image, namespace) = (&plan.image, &plan.namespace);
+            format!(
+                "Pods of the image {image} are made in namespace {namespace} of the cluster in {}.\n",
+                plan.kubeconfig.display()
+            )
+        };
         format!(
-            "A shell in a new pod, from another terminal:\n  ssh -F {ssh} {HOST}\n{sftp}\
+            "{real}A shell in a new pod, from another terminal:\n  ssh -F {ssh} {HOST}\n{sftp}\
              Its pods:\n  kubectl --kubeconfig {kube} -n {namespace} get pods\n\
              A program over gRPC, and one that runs on alone:\n  podbay run --server {env} --user {HOST} -- uname -a\n\
              \x20 podbay run --server {env} --user {HOST} --detach -- sleep 60\n\
              \x20 podbay sessions --server {env} --user {HOST}\n\
-             Any other gRPC client finds what it needs in:\n  {env}\nCtrl-C ends it all.\n",
+             Any other gRPC client finds what it needs in:\n  {env}\n{end}\n",
+            end = plan.end(),
             ssh = config.display(),
             kube = plan.kubeconfig.display(),
             namespace = plan.namespace,

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use files::{Plan, State};
 use podbay_frontend::Parts;
 use podbay_minicluster::{Minicluster, Options};
-use podbay_runtime::{admin::Readiness, reload::Source, shutdown::Shutdown};
+use podbay_runtime::{admin::Readiness, config::Document, reload::Source, shutdown::Shutdown};
 use std::{
     io::Write as _,
     net::{Ipv4Addr, SocketAddr},
@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 /// How long sessions may go on after the first Ctrl-C.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// What `podbay demo` takes.
+/// What `podbay demo` takes. What it does is told in `main.rs`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Where credentials and configuration go; made if missing, and cleaned up at the end
@@ -39,16 +39,23 @@ pub struct Arguments {
     /// One pod per connection, one per program, or one per user that outlives connections.
     #[arg(long, value_enum, default_value_t = Mode::Connection)]
     mode: Mode,
-    /// Use this real cluster in place of the embedded one.
+    /// Use this real cluster in place of the embedded one, with the rights of this kubeconfig's user: to make, list, watch,
+    /// change and delete pods, to exec (and attach) in them, to list events, and all of leases, in the namespace
+    /// (deploy/rbac.yaml). They are tried at the start.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// Namespace of the pods [with --kubeconfig].
+    /// Namespace of the pods and leases, which must be there [with --kubeconfig].
     #[arg(long, default_value = "default", requires = "kubeconfig")]
     namespace: String,
     /// Image of the pods; it needs /bin/sh [default: busybox:1.36 with --kubeconfig].
     #[arg(long, requires = "kubeconfig")]
     image: Option<String>,
-    /// What owns the programs in the pods [default: podbay with the embedded cluster, none with --kubeconfig]
+    /// Run the pods as this user id, and as Pod Security restricted asks for: images that run as root need it in such a
+    /// namespace [with --kubeconfig].
+    #[arg(long, value_name = "UID", requires = "kubeconfig", value_parser = clap::value_parser!(u32).range(1..))]
+    run_as: Option<u32>,
+    /// What owns the programs in the pods; podbay needs it in the image, at /usr/bin/containerssh-agent (`podbay agent-binary`)
+    /// [default: podbay with the embedded cluster, none with --kubeconfig]
     #[arg(long, value_enum)]
     agent: Option<Agent>,
     /// Only write credentials and configuration, for the three programs as separate processes, and say how to run them.
@@ -115,6 +122,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         sftp_server: files::sftp_server(embedded),
         agent: arguments.agent.map_or(embedded, |agent| agent == Agent::Podbay),
         drain: DRAIN,
+        run_as: arguments.run_as,
+        embedded,
     };
     state.write(&plan)?;
     if arguments.files_only {
@@ -123,12 +132,30 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         state.keep();
         return Ok(());
     }
+    if !embedded {
+        try_cluster(&state, &plan).await?;
+    }
     let cluster = if embedded { Some(start_cluster(&state, plan.agent).await?) } else { None };
     let result = Box::pin(serve(&state, &plan, ssh, grpc, shutdown)).await;
     if let Some(cluster) = cluster {
         cluster.shutdown().await;
     }
     result
+}
+
+/// What the first login would find out.
+async fn try_cluster(state: &State, plan: &Plan) -> anyhow::Result<()> {
+    let document = Document::read(&state.path(files::CONFIG))?;
+    let settings = podbay_backend_core::config::Settings::read(&mut document.root());
+    let settings = settings.context("the demo's own configuration is wrong")?;
+    if !crate::check::try_cluster(&settings, false).await {
+        bail!(
+            "the cluster of {} does not do what is needed in namespace {}: see above; deploy/rbac.yaml has the rights",
+            plan.kubeconfig.display(),
+            plan.namespace
+        );
+    }
+    Ok(())
 }
 
 async fn start_cluster(state: &State, agent: bool) -> anyhow::Result<Minicluster> {
@@ -187,6 +214,6 @@ async fn serve(
         }
     }
     // Where the terminal is gone there is nobody to tell, and that is no failure.
-    let _ = writeln!(std::io::stdout(), "ended; nothing is left");
+    let _ = writeln!(std::io::stdout(), "{}", plan.ended());
     Ok(())
 }

@@ -26,7 +26,7 @@ pub use overlay::Base;
 pub use ownership::Ownership;
 pub use persistent::{NameTemplate, Persistent};
 pub(crate) use pod::agent_idle;
-pub use pod::{IDLE, Mode, PodConfig};
+pub use pod::{IDLE, Mode, PodConfig, SecurityProfile};
 pub use timeouts::Timeouts;
 pub use timeouts::duration_proto;
 

@@ -1,7 +1,7 @@
 //! `kubernetes.pod`: what pods look like.
 
 use super::{Expose, Injection, NameTemplate, Persistent, injection};
-use crate::inject;
+use crate::{inject, pod_security};
 use k8s_openapi::{
     api::core::v1::{Container, PodSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -43,6 +43,17 @@ impl From<Mode> for podbay::v1::ExecutionMode {
     }
 }
 
+/// What pods get of Pod Security `restricted` ([`crate::pod_security`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecurityProfile {
+    /// As configured; where the namespace refuses that, what it asks for is filled.
+    Auto,
+    /// What it asks for is always filled.
+    Restricted,
+    /// As configured, whatever the namespace says.
+    None,
+}
+
 /// What pods look like: checked, complete. `Debug` leaves the objects out: environment variables may be secrets.
 #[derive(Clone, PartialEq)]
 pub struct PodConfig {
@@ -70,6 +81,8 @@ pub struct PodConfig {
     pub expose: Expose,
     /// What brings the agent into pods that we make; then `agent` is where it puts it.
     pub injection: Option<Injection>,
+    /// What is filled of Pod Security.
+    pub security_profile: SecurityProfile,
 }
 
 impl fmt::Debug for PodConfig {
@@ -125,6 +138,12 @@ impl PodConfig {
         let create_missing = section.or("createMissingPods", false);
         let idle_timeout = Some(section.or("persistentIdleTimeout", Duration::ZERO)).filter(|idle| !idle.is_zero());
         let expose = Expose::read(section);
+        let profiles = [
+            ("auto", SecurityProfile::Auto),
+            ("restricted", SecurityProfile::Restricted),
+            ("none", SecurityProfile::None),
+        ];
+        let security_profile = section.word("securityProfile", &profiles, "auto");
 
         let path_given = section.has("agentPath");
         let mut good = true;
@@ -160,6 +179,11 @@ impl PodConfig {
         }
         for problem in spec.iter().flat_map(|spec| spec_problems(spec, mode)) {
             wrong("spec", problem);
+        }
+        if security_profile == Some(SecurityProfile::Restricted) {
+            for problem in spec.iter().flat_map(pod_security::against) {
+                wrong("spec", format!("{problem}, which securityProfile: restricted forbids"));
+            }
         }
         let waits = match mode {
             Some(Mode::Connection) => Some("in mode connection"),
@@ -217,7 +241,7 @@ impl PodConfig {
                 wrong("spec", format!("volumeMounts: {} is where agentInjection mounts its own", mount.mount_path));
             }
         }
-        let (spec, mode, console) = (spec?, mode?, console?);
+        let (spec, mode, console, security_profile) = (spec?, mode?, console?, security_profile?);
         let injection = match injection {
             injection::Read::On(injection) => Some(injection),
             injection::Read::Off => None,
@@ -236,6 +260,7 @@ impl PodConfig {
             agent,
             expose,
             injection,
+            security_profile,
         })
     }
 }

@@ -308,3 +308,19 @@ fn mode_persistent_names_its_pod() {
     assert_eq!((keyed.create_missing, keyed.idle_timeout), (true, Some(Duration::from_hours(12))));
     assert_eq!(read("metadata: {name: p}, createMissingPods: true, persistentIdleTimeout: 0s").idle_timeout, None);
 }
+
+#[test]
+fn a_security_profile_is_known_and_not_contradicted() {
+    let pod = |keys: &str| format!("kubernetes: {{pod: {{disableAgent: true, {keys}}}}}");
+    let profile = |keys: &str| read(&pod(keys)).map(|settings| settings.pod.security_profile);
+    assert_eq!(profile("mode: connection"), Ok(SecurityProfile::Auto));
+    assert_eq!(profile("securityProfile: none"), Ok(SecurityProfile::None));
+    let spec = "spec: {hostNetwork: true, securityContext: {runAsUser: 0}}";
+    assert_eq!(profile(spec), Ok(SecurityProfile::Auto), "where nobody asks for it, all is as it was");
+    let mistakes = profile(&format!("securityProfile: restricted, {spec}")).expect_err("it contradicts itself");
+    for words in ["hostNetwork: true", "securityContext.runAsUser: 0"] {
+        let told = format!("{words}, which securityProfile: restricted forbids");
+        assert!(mistakes.iter().any(|mistake| mistake.contains(&told)), "{mistakes:?}");
+    }
+    assert!(profile("securityProfile: baseline").expect_err("not one")[0].contains("none of auto, restricted, none"));
+}

@@ -135,6 +135,17 @@ impl Observer {
                 self.pulls.entry(container.name.clone()).or_default().failure(message);
                 Some(self.pull(&container.name, image))
             }
+            // The kubelet's words; no try will find another user in the image.
+            "CreateContainerConfigError" if message.contains("runAsNonRoot") || message.contains("non-root policy") => {
+                Some(Verdict::Certain(
+                    Reason::ContainerFailed,
+                    format!(
+                        "the image {image} runs as root, or as a user without a number, and the pod must not: \
+                         kubernetes.pod.spec.securityContext.runAsUser says as whom ({})",
+                        short(message)
+                    ),
+                ))
+            }
             "CreateContainerConfigError" | "CreateContainerError" => Some(Verdict::MayHeal(
                 Reason::ContainerFailed,
                 Progress {

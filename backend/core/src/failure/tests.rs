@@ -47,6 +47,11 @@ fn some_states_are_told_at_once() {
         (waiting("shell", "ErrImageNeverPull", "x"), Reason::ImageUnavailable, "the image image is not on the node"),
         (waiting("shell", "RunContainerError", "exec: no such file"), Reason::ContainerFailed, "exec: no such file"),
         (waiting("shell", "CrashLoopBackOff", "back-off"), Reason::ContainerFailed, "keeps ending"),
+        (
+            waiting("shell", "CreateContainerConfigError", "container has runAsNonRoot and image will run as root"),
+            Reason::ContainerFailed,
+            "kubernetes.pod.spec.securityContext.runAsUser says as whom",
+        ),
         (ended("shell", "OOMKilled", 137), Reason::ContainerFailed, "needs more memory"),
         (ended("shell", "Completed", 0), Reason::ContainerFailed, "ended at once with exit code 0"),
         (ended("shell", "Error", 3), Reason::ContainerFailed, "exit code 3"),

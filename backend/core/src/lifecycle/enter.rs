@@ -11,6 +11,7 @@ use crate::{
     failure::{self, CreateFailure, short},
     identity::Identity,
     persistent::{self, Made},
+    pod_security,
 };
 use k8s_openapi::api::core::v1::Pod;
 use podbay::{
@@ -298,6 +299,10 @@ impl Enter<'_> {
             }
             Err(error) => error,
         };
+        if self.start.complies(&error) {
+            self.release.what = before;
+            return Ok(Try::Again(Duration::ZERO));
+        }
         match failure::of_create(&error) {
             // Another was quicker: its pod is ours too.
             CreateFailure::Exists => {
@@ -307,7 +312,7 @@ impl Enter<'_> {
             CreateFailure::Certain(reason, message) => {
                 self.release.what = before;
                 tracing::error!(code = codes::KUBERNETES_POD_CREATE_FAILED, pod = self.bare.name, %error, "pod refused");
-                Err((reason, message))
+                Err((reason, message + pod_security::hint(&self.start.request.pod, &error)))
             }
             CreateFailure::MayHeal { reason, message, retry_after, uncertain } => {
                 if !uncertain {

@@ -5,6 +5,7 @@ use crate::{
     cluster::{ClusterError, PodChange, PodRef},
     failure::{self, CreateFailure, Observer, Progress, Verdict},
     identity::Marks,
+    pod_security,
 };
 use k8s_openapi::api::core::v1::{Event, Pod};
 use podbay::v1::{self, Reason, Refusal, StartPhase};
@@ -148,6 +149,10 @@ impl<'a> Start<'a> {
                     tracing::info!(target: "podbay::activity", code, pod = self.undo.pod.name, "pod created");
                     return Ok(());
                 }
+                Err(error) if self.complies(&error) => {
+                    self.undo.what = before;
+                    continue;
+                }
                 Err(error) => match failure::of_create(&error) {
                     CreateFailure::Exists => {
                         if self.adopt(before).await? {
@@ -159,7 +164,7 @@ impl<'a> Start<'a> {
                         self.undo.what = before;
                         let code = codes::KUBERNETES_POD_CREATE_FAILED;
                         tracing::error!(code, pod = self.undo.pod.name, %error, "pod refused");
-                        return Err((reason, message));
+                        return Err((reason, message + pod_security::hint(&self.request.pod, &error)));
                     }
                     CreateFailure::MayHeal { reason, message, retry_after, uncertain } => {
                         if !uncertain {
@@ -174,6 +179,20 @@ impl<'a> Start<'a> {
             };
             self.pause(wait).await;
         }
+    }
+
+    /// Whether the pod, which was refused, is now one that its namespace may take.
+    pub(super) fn complies(&mut self, error: &ClusterError) -> bool {
+        let complies = pod_security::comply(&mut self.request.pod, error);
+        if complies {
+            let namespace = self.undo.pod.namespace.as_str();
+            tracing::info!(
+                namespace,
+                "Pod Security asks for more than the pod has; it is made with it (kubernetes.pod.securityProfile: \
+                 restricted does so at once)"
+            );
+        }
+        complies
     }
 
     /// A wait in which the user is reminded of what stands in the way.

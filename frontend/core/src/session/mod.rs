@@ -1,17 +1,20 @@
-//! A session's stream from its client's end: what goes out next, what came in, and what is said again on a new stream.
+//! A session's stream from its client's end: what goes out next, what came in, and what is said again on a new stream. The SSH
+//! frontend and `podbay run`, `shell` and `attach` are such clients.
 //!
 //! Where the program outlives its streams (`Started.durable`), everything that the other side does not hold yet is kept:
 //! stdin until it is acknowledged, requests until they are answered, the offsets that output has reached. A stream that
 //! breaks, or a replica that drains, then costs nothing: [`ClientSession::reopen`] gives the next attempt's first frame
 //! its offsets, and what follows goes on where the pod stands. Without that promise a broken stream is a lost session.
 
-use bytes::{Buf as _, Bytes};
-use podbay::{
-    FRAME, MAX_CREDIT,
-    v1::{self, Stream, run_session_request::Frame as Out, run_session_response::Frame as In},
-};
-use podbay_agent_wire::flow::{FlowError, Incoming, Outgoing};
+mod output;
+mod stdin;
+
+use bytes::Bytes;
+use output::Output;
+use podbay::v1::{self, Stream, run_session_request::Frame as Out, run_session_response::Frame as In};
+use podbay_agent_wire::flow::FlowError;
 use std::collections::{BTreeMap, VecDeque};
+use stdin::Stdin;
 
 /// The other side broke the contract; the session is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -100,34 +103,6 @@ enum Hangup {
     Sent,
 }
 
-#[derive(Debug)]
-struct Stdin {
-    flow: Outgoing,
-    /// Sent, and not acknowledged; the first byte's offset is `flow.acked()`. Empty where nothing is durable.
-    kept: VecDeque<u8>,
-    /// Not sent on any stream yet.
-    fresh: VecDeque<Bytes>,
-    fresh_len: usize,
-    /// Bytes of `kept` that this stream has not had.
-    again: usize,
-    ended: bool,
-}
-
-#[derive(Debug)]
-struct Output {
-    flow: Incoming,
-    due: Due,
-}
-
-/// What is to be told of an output next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Due {
-    Nothing,
-    /// What was taken, and then the credit.
-    Ack,
-    Credit,
-}
-
 #[derive(Debug, Default)]
 struct Requests {
     last: u64,
@@ -141,48 +116,44 @@ struct Requests {
 impl ClientSession {
     /// A session before its first attempt.
     pub fn new(terminal: bool) -> Self {
-        let output = || Output { flow: Incoming::new(0, MAX_CREDIT), due: Due::Nothing };
         Self {
             attempt: 1,
             phase: Phase::Opening,
             durable: false,
             terminal,
             adopts: false,
-            stdin: Stdin {
-                flow: Outgoing::new(0, 0),
-                kept: VecDeque::new(),
-                fresh: VecDeque::new(),
-                fresh_len: 0,
-                again: 0,
-                ended: false,
-            },
-            stdout: output(),
-            stderr: output(),
+            stdin: Stdin::new(),
+            stdout: Output::from(0),
+            stderr: Output::from(0),
             requests: Requests::default(),
             hangup: Hangup::No,
         }
     }
 
+    /// A session whose outputs are for whoever comes later: this client gives no credit and acknowledges nothing.
+    pub fn without_output() -> Self {
+        Self { stdout: Output::untouched(), stderr: Output::untouched(), ..Self::new(false) }
+    }
+
     /// Goes on with a session that an earlier client left: output from these offsets, stdin where the pod stands. Requests
     /// are numbered above `last_id`, which must be above what earlier clients used: the pod acts on each number once.
     pub fn attaching(terminal: bool, from: v1::ResumeFrom, last_id: u64) -> Self {
-        let output = |offset| Output { flow: Incoming::new(offset, MAX_CREDIT), due: Due::Nothing };
         let requests = Requests { last: last_id, ..Requests::default() };
-        let new = Self::new(terminal);
-        Self { stdout: output(from.stdout), stderr: output(from.stderr), requests, adopts: true, ..new }
+        let (stdout, stderr) = (Output::from(from.stdout), Output::from(from.stderr));
+        Self { stdout, stderr, requests, adopts: true, ..Self::new(terminal) }
     }
 
     /// Fills in what an Open tells of this attempt: its number, offsets and credits.
     pub fn open(&self, open: &mut v1::Open) {
         open.attempt = self.attempt;
         open.resume_from = self.resume_from();
-        open.stdout_credit = self.stdout.flow.granted();
-        open.stderr_credit = if self.terminal { 0 } else { self.stderr.flow.granted() };
+        open.stdout_credit = self.stdout.granted();
+        open.stderr_credit = if self.terminal { 0 } else { self.stderr.granted() };
     }
 
     /// Set once the program has run: then it is never started again.
     fn resume_from(&self) -> Option<v1::ResumeFrom> {
-        let from = v1::ResumeFrom { stdout: self.stdout.flow.received(), stderr: self.stderr.flow.received() };
+        let from = v1::ResumeFrom { stdout: self.stdout.received(), stderr: self.stderr.received() };
         (self.durable || self.adopts).then_some(from)
     }
 
@@ -197,7 +168,7 @@ impl ClientSession {
         if self.phase == Phase::Running {
             self.phase = Phase::Opening;
         }
-        self.stdin.again = self.stdin.kept.len();
+        self.stdin.reopen();
         self.requests.unsent = self.requests.open.keys().copied().collect();
         if self.hangup == Hangup::Sent {
             self.hangup = Hangup::Asked;
@@ -206,24 +177,22 @@ impl ClientSession {
 
     /// Bytes of stdin that may be pushed now.
     pub fn room(&self) -> usize {
-        if self.phase != Phase::Running || self.stdin.ended {
-            return 0;
-        }
-        usize::try_from(self.stdin.flow.room()).unwrap_or(usize::MAX).saturating_sub(self.stdin.fresh_len)
+        if self.phase == Phase::Running { self.stdin.room() } else { 0 }
     }
 
     /// Takes stdin, at most [`Self::room`] at some time before: credit never shrinks. What is more waits.
     pub fn push(&mut self, bytes: Bytes) {
-        self.stdin.fresh_len += bytes.len();
-        self.stdin.fresh.push_back(bytes);
+        self.stdin.push(bytes);
     }
 
     /// No more stdin follows.
     pub fn end_stdin(&mut self) {
-        if !self.stdin.ended {
-            self.stdin.ended = true;
-            self.stdin.shrink();
-        }
+        self.stdin.end();
+    }
+
+    /// Whether all stdin that was pushed is held by the pod. Without [durability](Self::is_durable), by the API server.
+    pub fn is_stdin_safe(&self) -> bool {
+        self.stdin.is_safe()
     }
 
     /// A Signal or Resize, with its id, which an answer will name.
@@ -254,10 +223,12 @@ impl ClientSession {
 
     /// Output of this length was handed on.
     pub fn taken(&mut self, stream: Stream, len: usize) {
-        let output = self.output(stream);
-        if output.flow.consume(len).is_some() {
-            output.due = Due::Ack;
-        }
+        self.output(stream).take(len);
+    }
+
+    /// How far the outputs were handed on: where a later client goes on. What was dropped by agreement counts.
+    pub const fn taken_up_to(&self) -> v1::ResumeFrom {
+        v1::ResumeFrom { stdout: self.stdout.taken_up_to(), stderr: self.stderr.taken_up_to() }
     }
 
     fn output(&mut self, stream: Stream) -> &mut Output {
@@ -303,9 +274,9 @@ impl ClientSession {
             self.requests.unsent.pop_front();
             return self.requests.open.get(&id).cloned();
         }
-        if self.stdin.ended && self.requests.eof.is_none() {
+        if self.stdin.has_ended() && self.requests.eof.is_none() {
             let id = self.requests.next_id();
-            let eof = Out::Eof(v1::Eof { stream: Stream::Stdin.into(), offset: self.stdin.flow.offset(), id });
+            let eof = Out::Eof(v1::Eof { stream: Stream::Stdin.into(), offset: self.stdin.offset(), id });
             self.requests.eof = Some(id);
             if self.durable {
                 self.requests.open.insert(id, eof.clone());
@@ -328,25 +299,16 @@ impl ClientSession {
             In::Progress(progress) => Ok(Event::Progress(progress)),
             In::Started(started) => self.started(started),
             In::Data(data) => {
-                self.output(data.stream()).flow.receive(data.offset, data.data.len())?;
+                self.output(data.stream()).receive(data.offset, data.data.len())?;
                 Ok(Event::Data(data))
             }
             In::Eof(eof) => {
-                self.output(eof.stream()).flow.end(eof.offset)?;
+                self.output(eof.stream()).end(eof.offset)?;
                 Ok(Event::Nothing)
             }
-            In::Gap(gap) => {
-                let flow = &mut self.output(gap.stream()).flow;
-                let at = flow.received();
-                if gap.from != at || gap.to < gap.from {
-                    return Err(Violation::Gap { from: gap.from, to: gap.to, at });
-                }
-                *flow = Incoming::new(gap.to, MAX_CREDIT);
-                self.output(gap.stream()).due = Due::Ack;
-                Ok(Event::Gap(gap.to - gap.from))
-            }
+            In::Gap(gap) => Ok(Event::Gap(self.output(gap.stream()).gap(gap.from, gap.to)?)),
             In::Credit(credit) => {
-                let more = credit.stream() == Stream::Stdin && self.stdin.flow.credit(credit.limit);
+                let more = credit.stream() == Stream::Stdin && self.stdin.credit(credit.limit);
                 Ok(if more { Event::Room } else { Event::Nothing })
             }
             In::Ack(ack) => {
@@ -375,12 +337,14 @@ impl ClientSession {
         self.phase = Phase::Running;
         self.durable = started.durable;
         if std::mem::take(&mut self.adopts) {
-            self.stdin.flow = Outgoing::new(started.stdin_offset, started.stdin_credit);
+            self.stdin.adopt(started.stdin_offset, started.stdin_credit);
         }
         self.stdin.started(started.stdin_offset, started.stdin_credit)?;
         if self.attempt > 1 {
-            self.stdout.due = Due::Ack;
-            self.stderr.due = if self.terminal { Due::Nothing } else { Due::Ack };
+            self.stdout.tell_again();
+            if !self.terminal {
+                self.stderr.tell_again();
+            }
         }
         Ok(Event::Started(started))
     }
@@ -393,91 +357,5 @@ impl Requests {
     }
 }
 
-impl Output {
-    fn next(&mut self, stream: Stream) -> Option<Out> {
-        let stream = stream.into();
-        match self.due {
-            Due::Nothing => None,
-            Due::Ack => {
-                self.due = Due::Credit;
-                Some(Out::Ack(v1::Ack { stream, offset: self.flow.consumed() }))
-            }
-            Due::Credit => {
-                self.due = Due::Nothing;
-                Some(Out::Credit(v1::Credit { stream, limit: self.flow.granted() }))
-            }
-        }
-    }
-}
-
-impl Stdin {
-    fn started(&mut self, offset: u64, credit: u64) -> Result<(), Violation> {
-        let (from, to) = (self.flow.acked(), self.flow.acked() + self.kept.len() as u64);
-        if offset < from || offset > to {
-            return Err(Violation::Stdin { told: offset, from, to });
-        }
-        self.discard(offset - from);
-        self.again = self.kept.len();
-        let sent = to;
-        let mut flow = Outgoing::new(offset, credit.max(sent));
-        // What is kept was within a credit once, and a credit never shrinks.
-        flow.send(self.kept.len());
-        self.flow = flow;
-        Ok(())
-    }
-
-    fn acked(&mut self, offset: u64) -> Result<(), Violation> {
-        let before = self.flow.acked();
-        self.flow.ack(offset)?;
-        self.discard(self.flow.acked() - before);
-        Ok(())
-    }
-
-    fn discard(&mut self, len: u64) {
-        let len = usize::try_from(len).unwrap_or(usize::MAX).min(self.kept.len());
-        self.kept.drain(..len);
-        self.again = self.again.min(self.kept.len());
-        self.shrink();
-    }
-
-    /// An idle session holds no window's worth of memory.
-    fn shrink(&mut self) {
-        if self.kept.is_empty() {
-            self.kept = VecDeque::new();
-        }
-    }
-
-    fn next(&mut self, durable: bool) -> Option<Out> {
-        let (offset, data) = if self.again > 0 {
-            let at = self.kept.len() - self.again;
-            let data: Vec<u8> = self.kept.range(at..).copied().take(FRAME).collect();
-            self.again -= data.len();
-            (self.flow.acked() + at as u64, Bytes::from(data))
-        } else {
-            let room = usize::try_from(self.flow.room()).unwrap_or(usize::MAX).min(FRAME);
-            let front = self.fresh.front_mut().filter(|_| room > 0)?;
-            let data = front.split_to(front.len().min(room));
-            if !front.has_remaining() {
-                self.fresh.pop_front();
-            }
-            self.fresh_len -= data.len();
-            let offset = self.flow.send(data.len());
-            if durable {
-                self.kept.extend(data.iter());
-            } else {
-                // Nobody keeps it: what was sent is gone.
-                let _ = self.flow.ack(self.flow.offset());
-            }
-            (offset, data)
-        };
-        Some(Out::Data(v1::Data { stream: Stream::Stdin.into(), offset, data }))
-    }
-
-    fn is_sent(&self) -> bool {
-        self.fresh.is_empty() && self.again == 0
-    }
-}
-
 #[cfg(test)]
-#[path = "session_tests.rs"]
 mod tests;

@@ -1,4 +1,5 @@
 use super::*;
+use podbay::MAX_CREDIT;
 use podbay::v1::{Ack, Credit, Data, Eof, Exit, ResumeFrom, Signal, Started};
 use proptest::prelude::*;
 
@@ -99,6 +100,64 @@ fn a_client_without_memory_goes_on_where_the_pod_stands() {
     session.push("x".into());
     assert_eq!(sent(&frames(&mut session)), (Some(700), b"x".to_vec()));
     assert_eq!(session.ask(signal), (1 << 40) + 1);
+}
+
+#[test]
+fn of_a_program_that_is_only_started_no_output_is_asked_for() {
+    let mut session = ClientSession::without_output();
+    session.end_stdin();
+    for attempt in 1..4 {
+        let mut open = v1::Open::default();
+        session.open(&mut open);
+        assert_eq!((open.attempt, open.stdout_credit, open.stderr_credit), (attempt, 0, 0));
+        session.receive(started(true, 0, MAX_CREDIT)).expect("valid");
+        // Its end of stdin is said to each stream, and nothing else.
+        assert!(matches!(frames(&mut session)[..], [Out::Eof(Eof { id: 1, offset: 0, .. })]));
+        session.reopen();
+    }
+}
+
+#[test]
+fn a_later_client_goes_on_where_this_one_has_handed_on() {
+    let mut session = running(true);
+    let data = |offset, len| from(In::Data(Data { stream: Stream::Stdout.into(), offset, data: vec![0; len].into() }));
+    session.receive(data(0, 100)).expect("valid");
+    session.receive(from(In::Gap(v1::Gap { stream: Stream::Stdout.into(), from: 100, to: 300 }))).expect("valid");
+    session.receive(data(300, 10)).expect("valid");
+    let acked = |session: &mut ClientSession| {
+        let frames = frames(session);
+        frames.iter().filter_map(|frame| if let Out::Ack(ack) = frame { Some(ack.offset) } else { None }).max()
+    };
+    session.taken(Stream::Stdout, 60);
+    assert_eq!(session.taken_up_to(), ResumeFrom { stdout: 60, stderr: 0 });
+    assert!(acked(&mut session) <= Some(60), "what waits is in no acknowledgement");
+    session.taken(Stream::Stdout, 45);
+    assert_eq!(session.taken_up_to(), ResumeFrom { stdout: 305, stderr: 0 });
+}
+
+#[test]
+fn an_output_that_has_ended_may_say_so_on_every_stream() {
+    let eof = || from(In::Eof(Eof { stream: Stream::Stdout.into(), offset: 0, id: 0 }));
+    let mut session = running(true);
+    for _ in 0..2 {
+        session.receive(eof()).expect("valid");
+        session.reopen();
+        session.receive(started(true, 0, MAX_CREDIT)).expect("valid");
+    }
+    let more = from(In::Data(Data { stream: Stream::Stdout.into(), offset: 0, data: "x".into() }));
+    assert!(matches!(session.receive(more), Err(Violation::Flow(FlowError::AfterEnd))));
+}
+
+#[test]
+fn stdin_is_safe_once_the_pod_has_it() {
+    let mut session = running(true);
+    session.push("abc".into());
+    assert!(!session.is_stdin_safe());
+    frames(&mut session);
+    session.receive(from(In::Ack(Ack { stream: Stream::Stdin.into(), offset: 2 }))).expect("valid");
+    assert!(!session.is_stdin_safe());
+    session.receive(from(In::Ack(Ack { stream: Stream::Stdin.into(), offset: 3 }))).expect("valid");
+    assert!(session.is_stdin_safe());
 }
 
 #[test]
