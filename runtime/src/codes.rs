@@ -83,6 +83,7 @@ codes! {
     CONFIG_RESPONSE, [Debug], "backend", "it has answered";
     CONFIG_BACKEND_ERROR, [Debug, Error], "backend", "a call failed, `reason` says why; at error: given up, **alert**";
     CONFIG_INVALID_STATUS_CODE, [Debug], "backend", "in `reason`: a status other than 200";
+    BACKEND_CONFIG_WARNING, [Info], "backend", "the config webhook's answer is used, and something in it is odd", ours;
     BACKEND_CONFIG_ERROR, [Error], "backend", "the config webhook's answer can't be used: **alert**";
     HTTP_CLIENT_REQUEST, [Debug], "both", "a call of a webhook begins";
     HTTP_CLIENT_RESPONSE, [Debug], "both", "it has an answer of status 200";

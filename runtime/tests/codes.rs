@@ -26,7 +26,7 @@ fn sources() -> String {
         }
     }
     let mut text = String::new();
-    for dir in ["runtime/src", "frontend/src", "frontend/core/src", "backend/src", "backend/core/src"] {
+    for dir in ["proto", "runtime/src", "frontend/src", "frontend/core/src", "backend/src", "backend/core/src"] {
         walk(&project().join(dir), &mut text);
     }
     text

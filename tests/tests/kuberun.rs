@@ -103,12 +103,12 @@ fn warnings(world: &World, from: [usize; 2]) -> (usize, Vec<String>) {
         let said = world.part(name).said();
         for line in said[from..].lines().filter(|line| line.contains("\"code\":\"KUBERUN_DEPRECATED\"")) {
             let event: Value = serde_json::from_str(line).expect("a structured event");
-            let fields = event.get("fields").unwrap_or(&event);
+            let fields = &event["details"];
             let field = |key: &str| fields.get(key).or_else(|| event.get(key)).and_then(Value::as_str);
-            assert_eq!(event["level"].as_str(), Some("WARN"), "{line}");
+            assert_eq!(event["level"].as_str(), Some("warning"), "{line}");
             assert_eq!((field("code"), field("message")), (Some("KUBERUN_DEPRECATED"), Some(TEXT)), "{line}");
             assert_eq!((field("backend"), field("help")), (Some("kubernetes"), Some("podbay migrate FILE")), "{line}");
-            match field("connection") {
+            match field("connectionId") {
                 None => starts += 1,
                 Some(id) => connections.push(id.to_owned()),
             }

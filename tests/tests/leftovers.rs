@@ -51,7 +51,7 @@ fn processes_of(pods: &BTreeSet<String>) -> Vec<String> {
         let environment = std::fs::read(entry.path().join("environ")).ok()?;
         let name = environment.split(|byte| *byte == 0).find_map(|set| set.strip_prefix(b"HOSTNAME="))?;
         let name = String::from_utf8_lossy(name).into_owned();
-        pods.contains(&name).then(|| format!("{name}: {:?}", entry.file_name()))
+        pods.contains(&name).then(|| format!("{name}: {}", entry.path().display()))
     };
     entries.filter_map(of_a_pod).collect()
 }

@@ -299,17 +299,18 @@ fn a_config_webhook_may_choose_kuberun_and_each_connection_is_warned_of() {
         pod["namespace"] = namespace.lock().expect("a lock").as_str().into();
         pod["podSpec"] = json!({"containers": [{"name": "theirs", "image": image(), "command": ["/bin/sh"]}]});
         let config = json!({"config": {"backend": "kuberun", "kuberun": {"timeout": 40_000_000_000_u64, "pod": pod}}});
-        *answer.lock().expect("a lock") = Some(config.to_string().into_bytes());
+        *answer.lock().expect("a lock") = Some(http("200 OK", config.to_string().as_bytes()));
     };
     let events = || {
         let said = ["backend", "backend-2"].map(|name| world.part(name).said()).concat();
-        let line = |line: &&str| line.contains("\"code\":\"KUBERUN_DEPRECATED\"") && line.contains("\"connection\":\"");
+        let line =
+            |line: &&str| line.contains("\"code\":\"KUBERUN_DEPRECATED\"") && line.contains("\"connectionId\":\"");
         said.lines()
             .filter(line)
             .filter(|line| line.contains("You are using the kuberun backend deprecated since"))
             .count()
     };
-    *answer.lock().expect("a lock") = Some(b"{}".to_vec());
+    *answer.lock().expect("a lock") = Some(http("200 OK", b"{}"));
     world.run("echo file").is(0, "file\n", "");
     assert_eq!(events(), 0, "the file's backend is kubernetes");
     kuberun(json!({}));

@@ -111,7 +111,10 @@ impl Settings {
         let document = Document::from_value("config", &Value::Object(Map::from_iter([(name.to_owned(), merged)])));
         let read = self.read_answer(backend, document.root().section(name));
         for warning in document.warnings() {
-            tracing::info!(code = "BACKEND_CONFIG_WARNING", "the config webhook's answer: {warning}");
+            tracing::info!(
+                code = podbay_runtime::codes::BACKEND_CONFIG_WARNING,
+                "the config webhook's answer: {warning}"
+            );
         }
         let (kuberun, pod, timeouts) = document.finish_with(read).map_err(|mistakes| mistakes.to_string())?;
         // Who owns such pods, and when they go, is decided for all of them together.
