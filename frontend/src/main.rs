@@ -30,6 +30,9 @@ struct Arguments {
     /// Only read the configuration and say what is wrong with it.
     #[arg(long)]
     check: bool,
+    /// Ask a running frontend whether it is healthy, as `health.client` says, and exit 0 or 1; 0 without asking where `health` is not enabled.
+    #[arg(long, conflicts_with = "check")]
+    healthcheck: bool,
     /// How often the configuration and the files that it names are looked at for changes; 0 = only on SIGHUP.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval)]
     reload_interval: Duration,
@@ -56,11 +59,30 @@ async fn main() -> ExitCode {
         eprintln!("podbay-frontend: log: {error}");
         return ExitCode::FAILURE;
     }
+    if arguments.healthcheck {
+        return healthcheck(&config).await;
+    }
     match serve(config, source.every(arguments.reload_interval)).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(code = codes::SERVICE_CRASHED, "the process ends: {error}");
             eprintln!("podbay-frontend: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// For an orchestrator that runs a command in the container.
+async fn healthcheck(config: &Config) -> ExitCode {
+    let Some(health) = &config.operations.health else { return ExitCode::SUCCESS };
+    let url = &health.client.endpoint().url;
+    match health.client.get().await {
+        Ok(_) => {
+            tracing::info!(code = codes::CORE_HEALTH_CHECK_SUCCESSFUL, url, "healthy");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!(code = codes::CORE_HEALTH_CHECK_FAILED, url, %error, "not healthy");
             ExitCode::FAILURE
         }
     }
@@ -95,8 +117,8 @@ async fn serve(config: Config, source: Source) -> Result<(), Box<dyn Error>> {
         let (door, hard) = (Door::new(listener, tls), hard.clone());
         served.spawn(async move { admin::serve_metrics(door, &path, registry, hard).await });
     }
-    if let Some(server) = &config.operations.health {
-        let (listener, tls) = open(&mut served, server, &metrics, &hard).await?;
+    if let Some(health) = &config.operations.health {
+        let (listener, tls) = open(&mut served, &health.server, &metrics, &hard).await?;
         tracing::info!(
             code = codes::HEALTH_AVAILABLE,
             address = listener.local_addr().ok().map(tracing::field::display),

@@ -38,6 +38,8 @@ macro_rules! codes {
 codes! {
     CORE_NO_HOST_KEYS, [Info], "frontend", "`ssh.hostkeys` is empty and none was kept: a host key was made";
     CORE_HOST_KEY_GENERATION_FAILED, [Crit], "frontend", "… and that failed; the process ends";
+    CORE_HEALTH_CHECK_SUCCESSFUL, [Info], "frontend", "`--healthcheck`: healthy";
+    CORE_HEALTH_CHECK_FAILED, [Crit], "frontend", "`--healthcheck`: not healthy, or not there";
     SERVICE_POOL_STARTING, [Info], "both", "the configuration is read, ports are opened next";
     SERVICE_POOL_RUNNING, [Info], "both", "everything serves";
     SERVICE_POOL_STOPPING, [Info], "both", "the first signal: draining";
@@ -122,8 +124,7 @@ pub const ABSENT: &[(&str, &str)] = &[
     ("CORE_CONFIG_ERROR", "mistakes go to stderr before there is a log, all of them; exit status 2"),
     ("CORE_CONFIG_FILE", "the command line names it"),
     ("CORE_CONFIG_CANNOT_WRITE_FILE", "the configuration is never written"),
-    ("CORE_HEALTH_CHECK_*", "there is no `--healthcheck`"),
-    ("HEALTH_REQUEST_FAILED", "there is no `--healthcheck`"),
+    ("HEALTH_REQUEST_FAILED", "the cause stands in `CORE_HEALTH_CHECK_FAILED`"),
     (
         "SERVICE_STARTING",
         "parts have codes of their own: `SSH_AVAILABLE`, `METRICS_AVAILABLE`, `HEALTH_AVAILABLE`; `SERVICE_RUNNING`, `SERVICE_STOPPING` and `SERVICE_STOPPED` likewise",

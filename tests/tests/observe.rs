@@ -1,6 +1,6 @@
 //! An operator who comes from ContainerSSH: lines of the log, metrics and the health endpoint are where alerts look for them.
 
-use podbay_tests::{Setup, Signal, World, finish, only_embedded, wait_until};
+use podbay_tests::{Setup, Signal, World, finish, only_embedded, program, wait_until};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -247,6 +247,17 @@ security: {{env: {{deny: [SECRET]}}}}
     // Health, on any path; and a log that is rotated.
     let health = addresses(&log, "serving health").remove(0);
     assert!(get(&health, "/any").ends_with("\"ok\""));
+    let asks = |url: &str| {
+        let text = std::fs::read_to_string(world.state().join("podbay.yaml")).expect("a configuration");
+        let enabled = "health: {enable: true, ";
+        let text = text.replace(enabled, &format!("{enabled}client: {{url: '{url}'}}, "));
+        let (path, to) = (world.file("asks.yaml"), "--healthcheck");
+        std::fs::write(&path, text).expect("writes");
+        finish(std::process::Command::new(program("podbay-frontend")).arg("--config").arg(path).arg(to), b"")
+    };
+    assert_eq!(asks(&format!("http://{health}/")).status.code(), Some(0));
+    // Nothing listens there.
+    assert_eq!(asks("http://127.0.0.1:1/").status.code(), Some(1));
     let old = dir.path().join("containerssh.log.1");
     std::fs::rename(&log, &old).expect("moved");
     for part in ["frontend", "backend", "backend-2"] {

@@ -178,7 +178,7 @@ security: {anything: goes}
         let metrics = operations.metrics.expect("enabled");
         assert_eq!((metrics.server.listen.to_string().as_str(), metrics.path.as_str()), ("127.0.0.1:9", "/m"));
         assert!(metrics.server.tls.is_none());
-        assert_eq!(operations.health.map(|at| at.listen.to_string()).as_deref(), Some("0.0.0.0:7000"));
+        assert_eq!(operations.health.map(|health| health.server.listen.to_string()).as_deref(), Some("0.0.0.0:7000"));
         // As ContainerSSH dumps its defaults.
         let dumped = "
 log: {level: 5, format: ljson, destination: stdout, file: /var/log/containerssh/containerssh.log,

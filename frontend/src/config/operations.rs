@@ -4,6 +4,7 @@
 use podbay_runtime::{
     config::{Secret, Section},
     tls::{Followed, PemSource, WebServer},
+    webhook::{Client, endpoint_at},
 };
 use rustls::ServerConfig;
 use std::{
@@ -44,7 +45,16 @@ pub struct Operations {
     /// `metrics`; `None` = not enabled.
     pub metrics: Option<MetricsConfig>,
     /// `health`; `None` = not enabled.
-    pub health: Option<ServerAt>,
+    pub health: Option<HealthConfig>,
+}
+
+/// `health`.
+#[derive(Debug, Clone)]
+pub struct HealthConfig {
+    /// Where it is served.
+    pub server: ServerAt,
+    /// How `--healthcheck` asks.
+    pub client: Client,
 }
 
 impl Operations {
@@ -69,20 +79,25 @@ fn metrics(mut section: Section) -> Option<MetricsConfig> {
     enable.then_some(MetricsConfig { server, path })
 }
 
-fn health(mut section: Section) -> Option<ServerAt> {
+fn health(mut section: Section) -> Option<HealthConfig> {
     let enable = section.or("enable", false);
     let server = server(&mut section, enable, 7000);
     let mut client = section.section("client");
-    // For ContainerSSH's --healthcheck, which is not there: whatever asks is told where to.
-    client.filled("url", "http://127.0.0.1:7000/".to_owned());
-    client.or("allowRedirects", false);
-    client.filled("timeout", Duration::from_secs(2));
-    for key in ["cacert", "cert", "key"] {
+    if !enable && !client.describing() {
+        unread(&mut client);
+        return None;
+    }
+    let client = endpoint_at(&mut client, "http://127.0.0.1:7000/").map(Client::new)?;
+    Some(HealthConfig { server, client })
+}
+
+/// Knows the keys of an HTTP client that is not used.
+fn unread(client: &mut Section) {
+    for key in ["url", "timeout", "cacert", "cert", "key"] {
         client.get::<Secret>(key);
     }
-    tuning(&mut client);
-    drop(client);
-    enable.then_some(server)
+    client.or("allowRedirects", false);
+    tuning(client);
 }
 
 /// The keys of ContainerSSH's HTTP servers. As there, they are looked at only where the server is enabled, and those of TLS only where there is a

@@ -125,7 +125,7 @@ impl Client {
                 tries,
                 "asking a webhook"
             );
-            let answer = timeout(bound, self.call(path, body.clone())).await;
+            let answer = timeout(bound, self.call(path, Some(body.clone()))).await;
             let answer = answer
                 .unwrap_or(Err(CallError::Timeout(bound)))
                 .and_then(|body| serde_json::from_slice(&body).map_err(|error| CallError::Decode(error.to_string())))
@@ -156,7 +156,19 @@ impl Client {
         }
     }
 
-    async fn call(&self, path: &str, body: Bytes) -> Result<Bytes, CallError> {
+    /// Gets the URL, once, within `timeout`: what is there with status 200.
+    ///
+    /// Cancel safe: dropping it ends the call.
+    ///
+    /// # Errors
+    /// Any other outcome.
+    pub async fn get(&self) -> Result<Bytes, CallError> {
+        let bound = self.0.timeout;
+        timeout(bound, self.call("", None)).await.unwrap_or(Err(CallError::Timeout(bound)))
+    }
+
+    /// Posts a body, or gets where there is none.
+    async fn call(&self, path: &str, body: Option<Bytes>) -> Result<Bytes, CallError> {
         let broken = |error: &dyn std::fmt::Display| CallError::Connection(error.to_string());
         let at = &*self.0;
         let stream = TcpStream::connect((at.host.as_str(), at.port)).await.map_err(|error| broken(&error))?;
@@ -171,7 +183,7 @@ impl Client {
         }
     }
 
-    async fn exchange<S>(&self, stream: S, path: &str, body: Bytes) -> Result<Bytes, CallError>
+    async fn exchange<S>(&self, stream: S, path: &str, body: Option<Bytes>) -> Result<Bytes, CallError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -185,12 +197,17 @@ impl Client {
             format!("{}:{}", at.host, at.port)
         };
         let target = format!("{}{path}", at.path);
-        let request = Request::post(if target.is_empty() { "/" } else { &target })
+        let target = if target.is_empty() { "/" } else { &target };
+        let request = match body {
+            Some(_) => Request::post(target)
+                .header(header::CONTENT_TYPE, "application/json")
+                .header(header::ACCEPT, "application/json"),
+            None => Request::get(target),
+        };
+        let request = request
             .header(header::HOST, host)
-            .header(header::CONTENT_TYPE, "application/json")
-            .header(header::ACCEPT, "application/json")
             .header(header::CONNECTION, "close")
-            .body(Full::new(body))
+            .body(Full::new(body.unwrap_or_default()))
             .map_err(|error| CallError::Connection(error.to_string()))?;
         let answer = async move {
             let response = sender.send_request(request).await.map_err(broken)?;

@@ -37,6 +37,16 @@ const KEYS: [&str; 8] = ["url", "timeout", "authTimeout", "cacert", "cert", "key
 /// `authTimeout`.
 pub fn endpoint(section: &mut Section, budget: Duration) -> Option<Endpoint> {
     let url: Option<String> = section.get("url").filter(|url: &String| !url.is_empty());
+    read(section, url, Some(budget))
+}
+
+/// The same for what is asked once, with a URL to go by where none is given; `None` where a mistake was recorded.
+pub fn endpoint_at(section: &mut Section, url: &str) -> Option<Endpoint> {
+    let url = section.filled("url", url.to_owned());
+    read(section, Some(url), None)
+}
+
+fn read(section: &mut Section, url: Option<String>, budget: Option<Duration>) -> Option<Endpoint> {
     let mut bound = |key: &str, default| {
         let value = section.filled(key, default);
         if value < Duration::from_millis(100) {
@@ -44,7 +54,9 @@ pub fn endpoint(section: &mut Section, budget: Duration) -> Option<Endpoint> {
         }
         value
     };
-    let (timeout, budget) = (bound("timeout", Duration::from_secs(2)), bound("authTimeout", budget));
+    let timeout = bound("timeout", Duration::from_secs(2));
+    let once = budget.is_none();
+    let budget = budget.map_or(timeout, |budget| bound("authTimeout", budget));
     if section.or("allowRedirects", false) {
         section.mistake(
             "allowRedirects",
@@ -52,7 +64,9 @@ pub fn endpoint(section: &mut Section, budget: Duration) -> Option<Endpoint> {
         );
     }
     // An empty url switches it off, and whatever stands beside that: ContainerSSH dumps all of it with its defaults.
-    let off = section.text("url").is_some_and(|url| url.is_empty());
+    let off = section.text("url").is_some_and(|url| url.is_empty())
+        // What is asked once has a URL always, and without TLS these say nothing.
+        || once && url.as_ref().is_some_and(|url| url.starts_with("http:"));
     for key in ["curves", "cipher"] {
         if off {
             section.words(key);

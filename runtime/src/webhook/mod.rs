@@ -8,7 +8,7 @@ mod metrics;
 mod unique;
 
 pub use client::{Answer, CallError, Client, GaveUp};
-pub use config::{Endpoint, endpoint};
+pub use config::{Endpoint, endpoint, endpoint_at};
 pub use facts::{Entry, Facts, FactsError, Json, MAX_FILES};
 pub use metrics::{CallMetrics, Counted, Service};
 
