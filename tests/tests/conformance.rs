@@ -133,6 +133,10 @@ impl Probe {
     /// Its pod was: nothing that could be taken for its own end, and the user reads why.
     fn is_killed(&mut self) -> Result<(), String> {
         self.is_lost()?;
+        // The client has ended; its reader may still have some.
+        while Arc::strong_count(&self.stderr) > 1 && Instant::now() < self.deadline {
+            thread::sleep(Duration::from_millis(5));
+        }
         let told = Self::text(&self.stderr);
         if told.contains("podbay: the pod was deleted") { Ok(()) } else { Err(format!("another reason: {told:?}")) }
     }
