@@ -71,7 +71,11 @@ impl Fixed {
             ("frontend.backend.connectionsPerReplica", *connections != to.connections),
             ("frontend.backend.tls", !same(&self.backend.security, &new.backend.security)),
             ("metrics", *metrics != new.operations.metrics),
-            ("health", health.as_ref().map(|health| &health.server) != new.operations.health.as_ref().map(|health| &health.server)),
+            (
+                "health",
+                health.as_ref().map(|health| &health.server)
+                    != new.operations.health.as_ref().map(|health| &health.server),
+            ),
             ("log.format", *format != new.log.format),
             ("log.destination", *destination != new.log.destination),
         ]

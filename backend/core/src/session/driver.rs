@@ -262,7 +262,11 @@ impl Sessions {
                     ending::code(status)
                 }
                 Some(exit) if !attached => exit,
-                Some(_) => read_exit(cluster, &pod, &contents.console, contents.timeouts.pod_stop).await,
+                Some(_) => {
+                    let exit = read_exit(cluster, &pod, &contents.console, contents.timeouts.pod_stop).await;
+                    // Its wrapper says so behind all output: an API server on a busy machine cuts the end of an attach now and then.
+                    if proof.proven() == Proven::Missing { ending::with_output_lost(exit) } else { exit }
+                }
                 None => of_broken(cluster, &pod, &contents.console, &end).await,
             }
         };

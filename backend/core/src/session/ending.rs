@@ -41,6 +41,17 @@ pub(crate) fn is_missing(message: &str) -> bool {
     has(&OF_A_PROGRAM) && has(&MISSING)
 }
 
+/// The end of a program that ended by itself, and of whose output the end never came: not an end to build on.
+pub(super) fn with_output_lost(exit: Exit) -> Exit {
+    match exit.end {
+        Some(End::Code(status)) if !may_be_the_pods(&exit) => {
+            let text = format!("the program ended with status {status}, and the end of its output was lost on its way");
+            lost(Reason::StreamLost, text)
+        }
+        Some(End::Code(_) | End::Signal(_) | End::Lost(_)) | None => exit,
+    }
+}
+
 /// Whether a start that failed for this reason may have met the end of its pod by an operator.
 pub(super) fn may_be_terminated(reason: Reason) -> bool {
     matches!(reason, Reason::PodGone | Reason::StreamLost | Reason::ProgramLost)

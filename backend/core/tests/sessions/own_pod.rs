@@ -5,11 +5,24 @@ use crate::world::*;
 #[tokio::test(start_paused = true)]
 async fn a_program_with_its_own_pod_loses_no_output_and_leaves_no_pod() {
     let world = World::session_mode().await;
-    playing(&world, "Error", 3, StreamEnd::Success);
+    playing_until(&world, "Error", 3, StreamEnd::Success, true);
     let mut session = world.open(&exec("x"));
     let all = session.all().await;
     assert_eq!((all.stdout.as_slice(), all.exit), (&b"first output"[..], Some(End::Code(3))));
     assert_eq!(session.report().await.kind, "exit");
+    world.settled().await;
+    gone(&world.cluster).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_without_all_output_is_told_as_that() {
+    let world = World::session_mode().await;
+    playing(&world, "Error", 3, StreamEnd::Success);
+    let all = world.open(&exec("x")).all().await;
+    assert_eq!(all.stdout.as_slice(), b"first output");
+    let refusal = lost(all.exit);
+    assert_eq!(refusal.reason(), Reason::StreamLost);
+    assert!(refusal.message.contains("status 3") && refusal.message.contains("output was lost"), "{refusal:?}");
     world.settled().await;
     gone(&world.cluster).await;
 }

@@ -333,6 +333,11 @@ pub fn container_ends(cluster: &FakeCluster, pod: &PodRef, reason: &'static str,
 }
 
 pub fn playing(world: &World, reason: &'static str, code: i32, end: StreamEnd) {
+    playing_until(world, reason, code, end, false);
+}
+
+/// The same; the wrapper's last words come, or do not.
+pub fn playing_until(world: &World, reason: &'static str, code: i32, end: StreamEnd, whole: bool) {
     let cluster = world.cluster.clone();
     world.runs(move |mut program| {
         let (cluster, end) = (cluster.clone(), end.clone());
@@ -342,6 +347,11 @@ pub fn playing(world: &World, reason: &'static str, code: i32, end: StreamEnd) {
             program.attached(&pod).await;
             program.say("first output").await;
             tokio::time::sleep(Duration::from_secs(1)).await;
+            if whole {
+                let words = format!("\x1e{}={code};", program.argv()[4]);
+                program.complain(&words).await;
+                program.say(&words).await;
+            }
             container_ends(&cluster, &program.stream.pod, reason, code);
             end
         }
