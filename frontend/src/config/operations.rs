@@ -10,7 +10,6 @@ use rustls::ServerConfig;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
-    time::Duration,
 };
 
 /// `metrics`.
