@@ -246,9 +246,14 @@ impl World {
         if let Some((_, more)) = by.split_first() {
             command.args(more).arg(program(bin));
         }
-        let mut part = Running::start(name, command.arg("--config").arg(self.state.join(config)));
+        command.arg("--config").arg(self.state.join(config));
+        let mut part = Running::start(name, &mut command);
         let deadline = std::time::Instant::now() + super::PATIENCE;
         while std::net::TcpStream::connect(address).is_err() {
+            // A port that was free may be some outgoing connection's for a moment.
+            if !part.is_running() && part.said().contains("Address already in use") {
+                part = Running::start(name, &mut command);
+            }
             assert!(part.is_running() && std::time::Instant::now() < deadline, "{name}: {}", part.said());
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
