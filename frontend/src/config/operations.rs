@@ -10,6 +10,7 @@ use rustls::ServerConfig;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 /// `metrics`.
@@ -92,9 +93,10 @@ fn health(mut section: Section) -> Option<HealthConfig> {
 
 /// Knows the keys of an HTTP client that is not used.
 fn unread(client: &mut Section) {
-    for key in ["url", "timeout", "cacert", "cert", "key"] {
+    for key in ["url", "cacert", "cert", "key"] {
         client.get::<Secret>(key);
     }
+    client.filled("timeout", Duration::from_secs(2));
     client.or("allowRedirects", false);
     tuning(client);
 }
