@@ -12,7 +12,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -27,7 +27,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const OUTPUT_QUEUE: usize = 8;
 /// Pieces of stdin under way to the socket. The API server reads resizes and pings behind them, so few.
 const INPUT_QUEUE: usize = 2;
-/// Keeps idle connections alive through load balancers (some cut after 60 s).
+/// Keeps idle connections alive through load balancers (some cut after 60 s): one that was silent for one to two of these is
+/// pinged. No other is ([`Heard`]).
 const PING: Duration = Duration::from_secs(25);
 /// A server that answered pings before, owes us an answer, and says nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(80);
@@ -55,12 +56,14 @@ where
     let (sink, stream) = socket.split();
     let stop = CancellationToken::new();
     let owed = Arc::new(Owed::default());
-    let writer = Writer { input: input_out, sizes, half_close, owed: Arc::clone(&owed) };
+    let heard = Arc::new(Heard::default());
+    let writer =
+        Writer { input: input_out, sizes, half_close, owed: Arc::clone(&owed), heard: Arc::clone(&heard) };
     tasks.spawn(write(sink, writer, stop.clone()));
     tasks.spawn(async move {
         // Dropping the guard ends the writer, and with both halves the socket.
         let _stop = stop.drop_guard();
-        let end = read(stream, &output_in, &owed).await;
+        let end = read(stream, &output_in, &owed, &heard).await;
         if let Some(end) = end {
             let _ = output_in.send(Output::End(end)).await;
         }
@@ -84,11 +87,31 @@ impl Owed {
     }
 }
 
+/// What the reader is at, for the writer's pings. An API server closes the connection when the program has ended, whether or
+/// not we have read all output; a ping to a closed connection makes its kernel reset it, and ours then throws away what is not
+/// read yet. So nobody pings who has something to read.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Messages so far.
+    messages: AtomicU64,
+    /// Whether the reader waits for the consumer of the output, and so doesn't know what else has come.
+    stalled: AtomicBool,
+}
+
+impl Heard {
+    /// Whether nothing has come since `before`, the value of an earlier call; which becomes the present one.
+    fn is_idle_since(&self, before: &mut u64) -> bool {
+        let now = self.messages.load(Ordering::Acquire);
+        std::mem::replace(before, now) == now && !self.stalled.load(Ordering::Acquire)
+    }
+}
+
 /// Reads until the end. `None` where the consumer is gone.
 async fn read(
     stream: impl Stream<Item = Result<Message, tungstenite::Error>>,
     output: &mpsc::Sender<Output>,
     owed: &Owed,
+    heard: &Heard,
 ) -> Option<StreamEnd> {
     let mut stream = pin!(stream);
     let mut status: Vec<u8> = Vec::new();
@@ -112,6 +135,7 @@ async fn read(
             (Ok(None), None) => return Some(StreamEnd::Lost("the connection ended without a status".to_owned())),
             (Ok(Some(Err(error))), None) => return Some(StreamEnd::Lost(broke(&error))),
         };
+        heard.messages.fetch_add(1, Ordering::AcqRel);
         let data = match message {
             Message::Binary(data) => data,
             Message::Pong(stamp) => {
@@ -128,8 +152,8 @@ async fn read(
             }
         };
         match frames::read(data) {
-            frames::Incoming::Stdout(data) => send(output, data, Output::Stdout).await?,
-            frames::Incoming::Stderr(data) => send(output, data, Output::Stderr).await?,
+            frames::Incoming::Stdout(data) => send(output, data, Output::Stdout, heard).await?,
+            frames::Incoming::Stderr(data) => send(output, data, Output::Stderr, heard).await?,
             frames::Incoming::Status(data) => {
                 status.extend_from_slice(&data);
                 ended = frames::end_of(&status);
@@ -143,11 +167,18 @@ async fn read(
 }
 
 /// In pieces, so that the queue's bound is one of bytes. `None` where the consumer is gone.
-async fn send(output: &mpsc::Sender<Output>, mut data: Bytes, as_output: fn(Bytes) -> Output) -> Option<()> {
+async fn send(
+    output: &mpsc::Sender<Output>,
+    mut data: Bytes,
+    as_output: fn(Bytes) -> Output,
+    heard: &Heard,
+) -> Option<()> {
+    heard.stalled.store(true, Ordering::Release);
     while !data.is_empty() {
         let piece = data.split_to(data.len().min(PIECE));
         output.send(as_output(piece)).await.ok()?;
     }
+    heard.stalled.store(false, Ordering::Release);
     Some(())
 }
 
@@ -156,6 +187,7 @@ struct Writer {
     sizes: watch::Receiver<Option<(u16, u16)>>,
     half_close: bool,
     owed: Arc<Owed>,
+    heard: Arc<Heard>,
 }
 
 /// Writes until `stop`, or until the connection takes no more (the reader says why).
@@ -165,7 +197,7 @@ async fn write(sink: impl Sink<Message, Error = tungstenite::Error>, mut writer:
         let mut pings = interval(PING);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         pings.tick().await;
-        let (mut input_open, mut sizes_open) = (true, true);
+        let (mut input_open, mut sizes_open, mut heard) = (true, true, 0);
         loop {
             let message = tokio::select! {
                 biased;
@@ -178,6 +210,9 @@ async fn write(sink: impl Sink<Message, Error = tungstenite::Error>, mut writer:
                     }
                 }
                 _ = pings.tick() => {
+                    if !writer.heard.is_idle_since(&mut heard) {
+                        continue;
+                    }
                     let stamp = writer.owed.sent.load(Ordering::Acquire).to_be_bytes();
                     sink.send(Message::Ping(Bytes::copy_from_slice(&stamp))).await?;
                     continue;
@@ -224,5 +259,48 @@ fn broke(error: &tungstenite::Error) -> String {
             "the Kubernetes API server closed the connection".to_owned()
         }
         error => format!("the connection to the Kubernetes API server broke: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{io::duplex, time::sleep};
+    use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_something_to_read_pings_nobody() {
+        let (ours, theirs) = duplex(1024 * 1024);
+        let client = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
+        let server = WebSocketStream::from_raw_socket(theirs, Role::Server, None).await;
+        let mut streams = run(client, true, &TaskTracker::new());
+        let (mut out, incoming) = server.split();
+        let pings = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&pings);
+        let counts = tokio::spawn(async move {
+            let pings = incoming.filter(|message| std::future::ready(matches!(message, Ok(Message::Ping(_)))));
+            pings.for_each(|_| std::future::ready(drop(counted.fetch_add(1, Ordering::AcqRel)))).await;
+        });
+        // More than the queue takes, and nobody reads it.
+        let pieces = OUTPUT_QUEUE + 4;
+        for _ in 0..pieces {
+            out.send(Message::Binary(Bytes::from_static(b"\x01out"))).await.expect("taken");
+        }
+        sleep(PING * 10).await;
+        assert_eq!(pings.load(Ordering::Acquire), 0, "a reset would throw away what is not read");
+        for _ in 0..pieces {
+            assert!(matches!(streams.output.recv().await, Some(Output::Stdout(bytes)) if bytes == "out"));
+        }
+        // One that speaks all the time needs none either.
+        for _ in 0..20 {
+            out.send(Message::Binary(Bytes::from_static(b"\x01out"))).await.expect("taken");
+            assert!(matches!(streams.output.recv().await, Some(Output::Stdout(_))));
+            sleep(PING / 2).await;
+        }
+        assert_eq!(pings.load(Ordering::Acquire), 0);
+        sleep(PING * 2).await;
+        assert!(pings.load(Ordering::Acquire) > 0, "an idle one is kept alive");
+        drop(streams);
+        counts.await.expect("no panic");
     }
 }

@@ -226,7 +226,7 @@ impl Sessions {
             streams.size.send_replace(Some(size));
         }
         let mut clock = Clock::new(&contents.security, Instant::now(), opening.ran);
-        let end = match driver.pump(&mut streams, &mut proof, &mut clock).await {
+        let end = match driver.pump(&mut streams, &mut proof, &mut clock, attached).await {
             Ok(Pumped::Ended(end)) => end,
             Err(stop) => {
                 driver.hold(streams);
@@ -394,10 +394,20 @@ where
         self.machine.stderr(stderr);
     }
 
-    /// Carries bytes both ways until the program's stream ends, or its time is over.
-    async fn pump(&mut self, streams: &mut Streams, proof: &mut Proof, clock: &mut Clock) -> Result<Pumped, Stop> {
+    /// Carries bytes both ways until the program's stream ends, or its time is over. In a pod of its own (`attached`) all ends
+    /// with the program, so its wrapper's last words are enough; it gives them time to get here.
+    async fn pump(
+        &mut self,
+        streams: &mut Streams,
+        proof: &mut Proof,
+        clock: &mut Clock,
+        attached: bool,
+    ) -> Result<Pumped, Stop> {
         let mut passed = self.machine.bytes();
         loop {
+            if attached && matches!(proof.proven(), Proven::Ended(status) if status != KILLED) {
+                return Ok(Pumped::Ended(StreamEnd::Success));
+            }
             let bytes = self.machine.bytes();
             if bytes != passed {
                 passed = bytes;
