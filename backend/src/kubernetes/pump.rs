@@ -57,8 +57,7 @@ where
     let stop = CancellationToken::new();
     let owed = Arc::new(Owed::default());
     let heard = Arc::new(Heard::default());
-    let writer =
-        Writer { input: input_out, sizes, half_close, owed: Arc::clone(&owed), heard: Arc::clone(&heard) };
+    let writer = Writer { input: input_out, sizes, half_close, owed: Arc::clone(&owed), heard: Arc::clone(&heard) };
     tasks.spawn(write(sink, writer, stop.clone()));
     tasks.spawn(async move {
         // Dropping the guard ends the writer, and with both halves the socket.

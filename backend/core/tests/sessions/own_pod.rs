@@ -15,6 +15,31 @@ async fn a_program_with_its_own_pod_loses_no_output_and_leaves_no_pod() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn its_last_words_are_its_end_though_its_container_lingers() {
+    let world = World::session_mode().await;
+    let cluster = world.cluster.clone();
+    world.runs(move |mut program| {
+        let cluster = cluster.clone();
+        async move {
+            let pod = cluster.get_pod(&program.stream.pod).await.expect("the pod");
+            program.attached(&pod).await;
+            program.say("all").await;
+            let words = format!("\x1e{}=4;", program.argv()[4]);
+            program.complain(&words).await;
+            program.say(&words).await;
+            std::future::pending().await
+        }
+        .boxed()
+    });
+    let began = Instant::now();
+    let all = world.open(&exec("x")).all().await;
+    assert_eq!((all.stdout.as_slice(), all.exit), (&b"all"[..], Some(End::Code(4))));
+    assert!(began.elapsed() < Duration::from_secs(1), "the client waited for {:?}", began.elapsed());
+    world.settled().await;
+    gone(&world.cluster).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_end_without_all_output_is_told_as_that() {
     let world = World::session_mode().await;
     playing(&world, "Error", 3, StreamEnd::Success);
