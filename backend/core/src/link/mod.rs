@@ -6,6 +6,7 @@
 //! credit bounds. Whether an image has podbay-agent at all is learnt from the first link and remembered by image.
 
 mod actor;
+mod programs;
 
 use crate::{
     cluster::{Cluster, ClusterError, PodRef},
