@@ -1,6 +1,6 @@
 //! One link's task: makes its stream, carries the bytes of its [`Programs`] both ways, and tells how it stands.
 
-use super::{Command, Found, Health, News, Place, Shared, programs::Programs};
+use super::{Found, Health, News, Place, Shared, commands::Command, programs::Programs};
 use crate::{
     cluster::{ClusterError, Input, Output, StreamEnd, StreamRequest, Streams},
     failure::short,

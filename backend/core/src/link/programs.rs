@@ -1,7 +1,7 @@
 //! What is asked of one link's agent, and who waits for which of its words: the wire's client on one side, the sessions' queues on
 //! the other. No I/O: [`super::actor`] carries the client's bytes.
 
-use super::{Do, News, Written};
+use super::{News, Written, commands::Do};
 use crate::failure::short;
 use podbay_agent_wire::{
     client::{Client, Config, Event, Key, RequestError},
