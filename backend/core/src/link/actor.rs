@@ -1,6 +1,6 @@
-//! One link's task.
+//! One link's task: makes its stream, carries the bytes of its [`Programs`] both ways, and tells how it stands.
 
-use super::{Command, Do, Found, Health, News, Place, Shared, Written};
+use super::{Found, Health, News, Place, Shared, commands::Command, programs::Programs};
 use crate::{
     cluster::{ClusterError, Input, Output, StreamEnd, StreamRequest, Streams},
     failure::short,
@@ -9,14 +9,10 @@ use crate::{
 use bytes::BytesMut;
 use futures::{FutureExt as _, future::BoxFuture};
 use k8s_openapi::api::core::v1::Pod;
-use podbay_agent_wire::{
-    client::{Client, Config, Event, Key, LinkError, RequestError},
-    frame::FrameError,
-    proto,
-};
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use podbay_agent_wire::{client::LinkError, frame::FrameError};
+use std::{sync::Arc, time::Duration};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout},
 };
 
@@ -43,22 +39,12 @@ pub(super) struct Actor {
     commands: mpsc::Receiver<Command>,
     left: mpsc::UnboundedReceiver<u64>,
     health: watch::Sender<Health>,
-    client: Client,
-    programs: HashMap<u64, Program>,
-    tokens: HashMap<Key, u64>,
-    acks: Vec<(podbay::SessionId, oneshot::Sender<bool>)>,
-    lists: HashMap<u64, oneshot::Sender<Vec<proto::Session>>>,
-    files: HashMap<u64, oneshot::Sender<Written>>,
+    programs: Programs,
     wire: Wire,
     backoff: Backoff,
     words: Vec<u8>,
     tries: u32,
     greeted: bool,
-}
-
-struct Program {
-    key: Key,
-    news: mpsc::UnboundedSender<News>,
 }
 
 enum Wire {
@@ -97,6 +83,7 @@ impl Actor {
         place: Place,
         (commands, left, health): (mpsc::Receiver<Command>, mpsc::UnboundedReceiver<u64>, watch::Sender<Health>),
     ) -> Self {
+        let programs = Programs::new(place.pod.name.clone());
         Self {
             shared,
             key,
@@ -104,15 +91,7 @@ impl Actor {
             commands,
             left,
             health,
-            client: Client::new(Config {
-                name: format!("podbay-backend {}", env!("CARGO_PKG_VERSION")),
-                ..Config::default()
-            }),
-            programs: HashMap::new(),
-            tokens: HashMap::new(),
-            acks: Vec::new(),
-            lists: HashMap::new(),
-            files: HashMap::new(),
+            programs,
             wire: Wire::Down { retry: Instant::now() },
             backoff: Backoff::default(),
             words: Vec::new(),
@@ -126,8 +105,8 @@ impl Actor {
         let mut idle_at = Instant::now() + IDLE;
         let mut out = BytesMut::new();
         loop {
-            self.tell();
-            let busy = !self.programs.is_empty() || self.client.wants_link();
+            self.programs.tell();
+            let busy = self.programs.want_link();
             if busy {
                 idle_at = Instant::now() + IDLE;
             }
@@ -137,13 +116,13 @@ impl Actor {
                 self.wire = Wire::Connecting(self.connect());
             }
             match self.next(busy, idle_at, &out).await {
-                Happened::Command(Some((token, what))) => self.act(token, what),
+                Happened::Command(Some((token, what))) => self.programs.act(token, what, Instant::now()),
                 // Nobody can ask for more; what is under way goes on until it is done.
                 Happened::Command(None) | Happened::Idle => {
                     self.shared.remove(&self.key);
                     self.commands.close();
                     match self.commands.try_recv() {
-                        Ok((token, what)) => self.act(token, what),
+                        Ok((token, what)) => self.programs.act(token, what, Instant::now()),
                         Err(_) if busy => {}
                         Err(_) => return,
                     }
@@ -152,14 +131,14 @@ impl Actor {
                     // What the session said before it left lies in the other queue, and may be that it gives its program up.
                     for _ in 0..self.commands.len() {
                         if let Ok((token, what)) = self.commands.try_recv() {
-                            self.act(token, what);
+                            self.programs.act(token, what, Instant::now());
                         }
                     }
-                    self.leave(token);
+                    self.programs.leave(token);
                 }
                 Happened::Connected(Ok(streams)) => {
                     self.words.clear();
-                    self.client.connected(Instant::now().into_std());
+                    self.programs.client.connected(Instant::now().into_std());
                     self.wire = Wire::Up(streams);
                 }
                 Happened::Connected(Err(error)) => {
@@ -187,7 +166,7 @@ impl Actor {
                 }
                 Happened::Writable => {
                     if out.is_empty() {
-                        self.client.transmit(&mut out, BATCH, Instant::now().into_std());
+                        self.programs.client.transmit(&mut out, BATCH, Instant::now().into_std());
                     }
                     if let (Wire::Up(streams), false) = (&self.wire, out.is_empty()) {
                         // `next` has seen room; a stream that is gone tells by its output.
@@ -195,7 +174,7 @@ impl Actor {
                     }
                 }
                 Happened::Due => {
-                    if let Err(error) = self.client.tick(Instant::now().into_std()) {
+                    if let Err(error) = self.programs.client.tick(Instant::now().into_std()) {
                         self.broke(&error.to_string());
                     }
                 }
@@ -208,8 +187,8 @@ impl Actor {
     }
 
     async fn next(&mut self, busy: bool, idle_at: Instant, out: &BytesMut) -> Happened {
-        let due = self.client.next_deadline().map(Instant::from_std);
-        let writes = !out.is_empty() || self.client.wants_output();
+        let due = self.programs.client.next_deadline().map(Instant::from_std);
+        let writes = !out.is_empty() || self.programs.client.wants_output();
         let wire = async {
             match &mut self.wire {
                 Wire::Down { retry } if busy => {
@@ -256,7 +235,7 @@ impl Actor {
     fn broke(&mut self, why: &str) {
         tracing::info!(pod = self.place.pod.name, why, "the link to the agent broke; it is made again");
         self.down(None, Some(why));
-        self.client.disconnected();
+        self.programs.client.disconnected();
         self.ask();
     }
 
@@ -277,7 +256,7 @@ impl Actor {
     /// Takes what came. `Some`: there is no podbay-agent.
     fn output(&mut self, output: Option<Output>) -> Option<(Found, String)> {
         let ended = match output {
-            Some(Output::Stdout(bytes)) => match self.client.receive(&bytes, Instant::now().into_std()) {
+            Some(Output::Stdout(bytes)) => match self.programs.client.receive(&bytes, Instant::now().into_std()) {
                 Ok(()) => {
                     self.greet();
                     return None;
@@ -289,7 +268,7 @@ impl Actor {
                     return None;
                 }
                 Err(error) => {
-                    self.tell();
+                    self.programs.tell();
                     self.broke(&error.to_string());
                     return None;
                 }
@@ -302,7 +281,7 @@ impl Actor {
             Some(Output::End(end)) => self.ended(&end),
             None => Ended::Unknown("the stream ended without a word".to_owned()),
         };
-        let _ = self.client.ended();
+        let _ = self.programs.client.ended();
         match ended {
             Ended::Other(found, words) => {
                 self.shared.learn(&self.place.image, found);
@@ -321,11 +300,11 @@ impl Actor {
     }
 
     fn greet(&mut self) {
-        if self.client.is_linked() && !self.greeted {
+        if self.programs.client.is_linked() && !self.greeted {
             self.greeted = true;
             self.shared.learn(&self.place.image, Found::Podbay);
         }
-        if self.client.is_linked() {
+        if self.programs.client.is_linked() {
             self.backoff = Backoff::default();
             self.health.send_if_modified(|health| std::mem::replace(health, Health::Up) != Health::Up);
         }
@@ -347,171 +326,14 @@ impl Actor {
         }
     }
 
-    fn act(&mut self, token: u64, what: Do) {
-        let now = Instant::now;
-        match what {
-            Do::Start { session, attempt, start, from, news } => {
-                let key = self.client.start(wire_id(session), attempt, &start, from);
-                self.programs.insert(token, Program { key, news });
-                self.tokens.insert(key, token);
-            }
-            Do::Attach { session, attempt, take_over, from, news } => {
-                let key = self.client.attach(wire_id(session), attempt, take_over, from);
-                self.programs.insert(token, Program { key, news });
-                self.tokens.insert(key, token);
-            }
-            Do::AckExit { session, done } => {
-                self.client.ack_exit(wire_id(session));
-                self.acks.push((session, done));
-            }
-            Do::List { session, done } => {
-                let id = self.client.list(session.map(wire_id));
-                self.lists.insert(id, done);
-            }
-            Do::WriteFile { path, mode, data, done } => {
-                let id = self.client.write_file(path.into_bytes(), mode, data);
-                self.files.insert(id, done);
-            }
-            Do::Stdin { offset, data } => {
-                if let Some(program) = self.programs.get(&token)
-                    && let Err(error) = self.client.stdin(program.key, offset, &data)
-                {
-                    // The session has checked it against the same credit.
-                    tracing::debug!(%error, "stdin that a program does not take");
-                }
-            }
-            Do::Eof { id, offset } => {
-                if let Some(program) = self.programs.get(&token)
-                    && let Err(error) = self.client.eof(program.key, id, offset)
-                {
-                    tracing::debug!(%error, "an end of stdin that a program does not take");
-                }
-            }
-            Do::Signal { id, name, deadline } => {
-                let result = self
-                    .programs
-                    .get(&token)
-                    .map(|p| self.client.signal(p.key, id, &name, deadline.max(now()).into_std()));
-                self.refused(token, id, result);
-            }
-            Do::Resize { id, size, deadline } => {
-                let result = self
-                    .programs
-                    .get(&token)
-                    .map(|p| self.client.resize(p.key, id, size, deadline.max(now()).into_std()));
-                self.refused(token, id, result);
-            }
-            Do::Credit { stream, limit } => {
-                if let Some(program) = self.programs.get(&token) {
-                    self.client.credit(program.key, stream, limit);
-                }
-            }
-            Do::Ack { stream, offset } => {
-                if let Some(program) = self.programs.get(&token) {
-                    self.client.ack(program.key, stream, offset);
-                }
-            }
-            Do::Detach { keep } => {
-                if let Some(program) = self.programs.get(&token) {
-                    self.client.detach(program.key, keep);
-                }
-            }
-            Do::Release => {
-                if let Some(program) = self.programs.get(&token) {
-                    self.client.release(program.key);
-                }
-            }
-        }
-    }
-
-    /// A request that the client does not take is answered all the same.
-    fn refused(&self, token: u64, id: u64, result: Option<Result<(), RequestError>>) {
-        let (Some(Err(error)), Some(program)) = (result, self.programs.get(&token)) else { return };
-        let reason = match error {
-            RequestError::TooMany => proto::Reason::Limit,
-            RequestError::Unknown => proto::Reason::Ended,
-            RequestError::Flow(_) | RequestError::Id => proto::Reason::Invalid,
-        };
-        let result = Err((reason, error.to_string()));
-        let _ = program.news.send(News::Wire(Event::Answer { key: program.key, id, result }));
-    }
-
-    /// Its session is gone: the program runs on for its orphan timeout.
-    fn leave(&mut self, token: u64) {
-        if let Some(program) = self.programs.remove(&token) {
-            self.tokens.remove(&program.key);
-            self.client.detach(program.key, None);
-        }
-    }
-
-    /// Hands events on.
-    fn tell(&mut self) {
-        while let Some(event) = self.client.next_event() {
-            let key = match &event {
-                Event::Started { key, .. }
-                | Event::Relinked { key }
-                | Event::Data { key, .. }
-                | Event::Gap { key, .. }
-                | Event::End { key, .. }
-                | Event::Credit { key, .. }
-                | Event::Ack { key, .. }
-                | Event::Answer { key, .. }
-                | Event::Exit { key, .. }
-                | Event::Closed { key, .. } => *key,
-                Event::Linked { agent_version, .. } => {
-                    tracing::debug!(pod = self.place.pod.name, agent_version, "linked to the agent");
-                    continue;
-                }
-                Event::Forgotten { session, running } => {
-                    let (done, waiting) =
-                        std::mem::take(&mut self.acks).into_iter().partition(|(id, _)| wire_id(*id) == *session);
-                    self.acks = waiting;
-                    let done: Vec<_> = done;
-                    for (_, done) in done {
-                        let _ = done.send(!running);
-                    }
-                    continue;
-                }
-                Event::Listed { id, sessions } => {
-                    if let Some(done) = self.lists.remove(id) {
-                        let _ = done.send(sessions.clone());
-                    }
-                    continue;
-                }
-                Event::FileWritten { id, result } => {
-                    if let Some(done) = self.files.remove(id) {
-                        let _ = done.send(result.clone().map_err(|(_, words)| short(&words)));
-                    }
-                    continue;
-                }
-            };
-            let closed = matches!(event, Event::Closed { .. });
-            let Some(token) = self.tokens.get(&key).copied() else { continue };
-            if let Some(program) = self.programs.get(&token) {
-                // A session that is gone is on its way to `left`.
-                let _ = program.news.send(News::Wire(event));
-            }
-            if closed {
-                self.tokens.remove(&key);
-                self.programs.remove(&token);
-            }
-        }
-    }
-
     fn end_all(&mut self, news: impl Fn() -> News) {
-        self.tell();
+        self.programs.tell();
         self.commands.close();
         while let Ok((token, what)) = self.commands.try_recv() {
-            self.act(token, what);
+            self.programs.act(token, what, Instant::now());
         }
-        for (_, program) in self.programs.drain() {
-            let _ = program.news.send(news());
-        }
+        self.programs.end(news);
     }
-}
-
-fn wire_id(session: podbay::SessionId) -> podbay_agent_wire::id::SessionId {
-    podbay_agent_wire::id::SessionId(*session.as_bytes())
 }
 
 /// Whether the container is gone for good: then no program of it is left.

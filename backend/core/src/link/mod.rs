@@ -6,19 +6,23 @@
 //! credit bounds. Whether an image has podbay-agent at all is learnt from the first link and remembered by image.
 
 mod actor;
+mod commands;
+mod programs;
+
+pub use commands::Commands;
 
 use crate::{
     cluster::{Cluster, ClusterError, PodRef},
     images::Images,
 };
 use bytes::Bytes;
+use commands::{Command, Do};
 use k8s_openapi::api::core::v1::Pod;
 use podbay::{SessionId, v1::AgentLevel};
 use podbay_agent_wire::{
     client::{Event, ResumeFrom},
-    frame::Stream,
     id::Attempt,
-    program::{Size, Start},
+    program::Start,
     proto,
 };
 use std::{
@@ -27,7 +31,6 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -99,73 +102,8 @@ pub enum Health {
     },
 }
 
-/// What a program wants of its link.
-#[derive(Debug)]
-enum Do {
-    Start {
-        session: SessionId,
-        attempt: Attempt,
-        start: Box<Start>,
-        from: ResumeFrom,
-        news: mpsc::UnboundedSender<News>,
-    },
-    Attach {
-        session: SessionId,
-        attempt: Attempt,
-        take_over: bool,
-        from: ResumeFrom,
-        news: mpsc::UnboundedSender<News>,
-    },
-    Stdin {
-        offset: u64,
-        data: Bytes,
-    },
-    Eof {
-        id: u64,
-        offset: u64,
-    },
-    Signal {
-        id: u64,
-        name: String,
-        deadline: Instant,
-    },
-    Resize {
-        id: u64,
-        size: Size,
-        deadline: Instant,
-    },
-    Credit {
-        stream: Stream,
-        limit: u64,
-    },
-    Ack {
-        stream: Stream,
-        offset: u64,
-    },
-    Detach {
-        keep: Option<Duration>,
-    },
-    Release,
-    AckExit {
-        session: SessionId,
-        done: oneshot::Sender<bool>,
-    },
-    List {
-        session: Option<SessionId>,
-        done: oneshot::Sender<Vec<proto::Session>>,
-    },
-    WriteFile {
-        path: String,
-        mode: u32,
-        data: Bytes,
-        done: oneshot::Sender<Written>,
-    },
-}
-
 /// What became of a file; else the agent's words.
 pub type Written = Result<(), String>;
-
-type Command = (u64, Do);
 
 /// The links of this process. Clones share everything; the last one ends them.
 #[derive(Debug, Clone)]
@@ -343,58 +281,5 @@ impl Drop for LinkProgram {
     fn drop(&mut self) {
         // A link that is gone has nothing of it any more.
         let _ = self.entry.left.send(self.token);
-    }
-}
-
-/// Where commands of one program go. Each call waits only for a queue that the link's task empties without waiting.
-#[derive(Debug, Clone)]
-pub struct Commands {
-    token: u64,
-    commands: mpsc::Sender<Command>,
-}
-
-impl Commands {
-    async fn send(&self, what: Do) -> Result<(), LinkEnded> {
-        self.commands.send((self.token, what)).await.map_err(|_| LinkEnded)
-    }
-
-    /// Bytes for stdin, within the credit.
-    pub async fn stdin(&self, offset: u64, data: Bytes) -> Result<(), LinkEnded> {
-        self.send(Do::Stdin { offset, data }).await
-    }
-
-    /// The end of stdin.
-    pub async fn eof(&self, id: u64, offset: u64) -> Result<(), LinkEnded> {
-        self.send(Do::Eof { id, offset }).await
-    }
-
-    /// Asks for a signal.
-    pub async fn signal(&self, id: u64, name: String, deadline: Instant) -> Result<(), LinkEnded> {
-        self.send(Do::Signal { id, name, deadline }).await
-    }
-
-    /// Tells the terminal's size.
-    pub async fn resize(&self, id: u64, size: Size, deadline: Instant) -> Result<(), LinkEnded> {
-        self.send(Do::Resize { id, size, deadline }).await
-    }
-
-    /// The consumer has room for output up to `limit`.
-    pub async fn credit(&self, stream: Stream, limit: u64) -> Result<(), LinkEnded> {
-        self.send(Do::Credit { stream, limit }).await
-    }
-
-    /// The consumer has output up to `offset`.
-    pub async fn ack(&self, stream: Stream, offset: u64) -> Result<(), LinkEnded> {
-        self.send(Do::Ack { stream, offset }).await
-    }
-
-    /// Leaves the program running: kept for this time, or for its orphan timeout.
-    pub async fn detach(&self, keep: Option<Duration>) -> Result<(), LinkEnded> {
-        self.send(Do::Detach { keep }).await
-    }
-
-    /// Gives the program up.
-    pub async fn release(&self) -> Result<(), LinkEnded> {
-        self.send(Do::Release).await
     }
 }

@@ -11,6 +11,7 @@ mod mark;
 mod observe;
 mod reaper;
 mod sweep;
+mod work;
 
 pub use agents::Agents;
 pub use lease::{EXPIRED, Leases, lease_name};

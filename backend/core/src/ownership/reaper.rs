@@ -1,15 +1,16 @@
 //! The reaper: finds owners that are dead, and deletes what they left. Any number of replicas may run one.
 
 use super::{
-    agents::{Agents, Programs},
+    agents::Agents,
     idle::Idle,
     lease::{EXPIRED, Leases, holder},
     observe::{Item, Observations},
+    work::Work,
 };
 use crate::{
     cluster::{ClusterError, PodRef},
     config::Namespaces,
-    identity::{self, KEPT_UNTIL, Marks, OWNER, kept_until},
+    identity::{self, Marks, OWNER},
     lifecycle::{Lifecycle, reference},
     persistent,
 };
@@ -20,12 +21,10 @@ use podbay::OwnerId;
 use podbay_runtime::codes;
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::Arc,
     time::Duration,
 };
 use tokio::{
-    sync::{Semaphore, watch},
-    task::JoinSet,
+    sync::watch,
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -69,10 +68,7 @@ pub struct Reaper {
     born: Instant,
     owners: Observations<OwnerId, Sign>,
     taken: Observations<String, String>,
-    slots: Arc<Semaphore>,
-    deleting: JoinSet<(String, Done)>,
-    deleted: watch::Sender<u64>,
-    busy: HashSet<String>,
+    work: Work,
     /// Pods that outlive connections.
     idle: Idle,
     idle_timeout: Option<Duration>,
@@ -80,14 +76,6 @@ pub struct Reaper {
     agents: Option<Agents>,
     /// When kept pods were last asked, by uid.
     asked: BTreeMap<String, Duration>,
-}
-
-/// What came of a deletion.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Done {
-    Whatever,
-    /// The pod's agent did not say whether programs run.
-    Unanswered,
 }
 
 /// What a look found.
@@ -115,10 +103,7 @@ impl Reaper {
             born: Instant::now(),
             owners: Observations::new(max_gap),
             taken: Observations::new(max_gap),
-            slots: Arc::new(Semaphore::new(AT_ONCE)),
-            deleting: JoinSet::new(),
-            deleted: watch::Sender::new(0),
-            busy: HashSet::new(),
+            work: Work::new(AT_ONCE),
             idle: Idle::default(),
             idle_timeout: None,
             scope: None,
@@ -163,7 +148,7 @@ impl Reaper {
 
     /// How many pods it has deleted; for metrics.
     pub fn deleted(&self) -> watch::Receiver<u64> {
-        self.deleted.subscribe()
+        self.work.deleted()
     }
 
     /// Looks again and again until told to stop. Deletions under way are then dropped: another reaper, or the next start,
@@ -186,13 +171,8 @@ impl Reaper {
     /// One look, and what follows from it. Deletions run on after it.
     pub async fn round(&mut self) {
         self.rescope();
-        while let Some(done) = self.deleting.try_join_next() {
-            if let Ok((uid, done)) = done {
-                self.busy.remove(&uid);
-                if done == Done::Unanswered {
-                    self.idle.unanswered(uid);
-                }
-            }
+        for uid in self.work.take_unanswered() {
+            self.idle.unanswered(uid);
         }
         match self.look().await {
             Ok(found) => self.judge(found).await,
@@ -272,7 +252,7 @@ impl Reaper {
         for (marks, pod) in pods {
             if dead(&marks.owner) {
                 still.insert(marks.owner);
-                self.delete(pod);
+                self.work.delete(&self.lifecycle, pod);
             }
         }
         let is_live = |owner: &OwnerId| {
@@ -300,7 +280,7 @@ impl Reaper {
             })
             .await;
         for (pod, patience_is_over) in going {
-            self.let_go(pod, patience_is_over);
+            self.work.let_go(&self.lifecycle, self.agents.as_ref(), pod, patience_is_over);
         }
     }
 
@@ -319,78 +299,8 @@ impl Reaper {
             if !due || pod.metadata.deletion_timestamp.is_some() {
                 continue;
             }
-            let Some(uid) = self.begins(&reference) else { continue };
-            let (lifecycle, agents, slots) = (self.lifecycle.clone(), agents.clone(), Arc::clone(&self.slots));
-            self.deleting.spawn(async move {
-                let _slot = slots.acquire_owned().await;
-                if agents.programs(&pod, &reference, lifecycle.timeouts().http).await == Programs::None {
-                    // As it was read: whoever detaches a session in this moment marks it anew, and wins.
-                    let version = pod.metadata.resource_version.as_deref().unwrap_or_default();
-                    let over = Timestamp::now().to_string();
-                    match lifecycle.cluster().annotate_pod(&reference, version, KEPT_UNTIL, &over).await {
-                        Ok(()) => tracing::info!(pod = reference.name, "nothing is kept in a pod any more"),
-                        Err(error) => tracing::debug!(pod = reference.name, %error, "a pod's mark stays for now"),
-                    }
-                }
-                (uid, Done::Whatever)
-            });
+            self.work.unkeep(&self.lifecycle, &agents, pod, reference);
         }
-    }
-
-    /// Deletes a pod that nobody has used for long, in the background, unless its agent says that programs run.
-    fn let_go(&mut self, pod: Pod, patience_is_over: bool) {
-        let Some(reference) = reference(&pod) else { return };
-        let Some(uid) = self.begins(&reference) else { return };
-        let (lifecycle, agents) = (self.lifecycle.clone(), self.agents.clone());
-        let (slots, deleted) = (Arc::clone(&self.slots), self.deleted.clone());
-        self.deleting.spawn(async move {
-            let _slot = slots.acquire_owned().await;
-            let bound = lifecycle.timeouts().http;
-            let programs = match &agents {
-                Some(agents) => agents.programs(&pod, &reference, bound).await,
-                // Without agent nothing is kept; where it was turned off since, its time is waited for.
-                None if kept_until(&pod.metadata).is_some_and(|until| until > Timestamp::now()) => Programs::Unknown,
-                None => Programs::None,
-            };
-            let cluster = lifecycle.cluster();
-            match programs {
-                Programs::Run => {
-                    // In use; its time begins anew, for every replica.
-                    if let Err(error) = cluster.patch_pod(&reference, persistent::used_patch()).await {
-                        tracing::info!(pod = reference.name, %error, "a pod with programs is not marked as used yet");
-                    }
-                    return (uid, Done::Whatever);
-                }
-                Programs::Unknown if !patience_is_over => return (uid, Done::Unanswered),
-                Programs::Unknown | Programs::Over | Programs::None => {}
-            }
-            // As it was read: whoever claims it in this moment changes it, and wins.
-            match cluster.delete_pod_unchanged(&pod).await {
-                Ok(()) => {
-                    tracing::info!(pod = reference.name, "nobody used a pod for long; deleting it");
-                    stop(&lifecycle, &reference, &deleted).await;
-                }
-                Err(error) => tracing::info!(pod = reference.name, %error, "an idle pod is not deleted yet"),
-            }
-            (uid, Done::Whatever)
-        });
-    }
-
-    /// The pod's uid, unless something is under way with it.
-    fn begins(&mut self, pod: &PodRef) -> Option<String> {
-        let uid = pod.uid.clone()?;
-        self.busy.insert(uid.clone()).then_some(uid)
-    }
-
-    /// Deletes a pod in the background.
-    fn delete(&mut self, pod: PodRef) {
-        let Some(uid) = self.begins(&pod) else { return };
-        let (lifecycle, slots, deleted) = (self.lifecycle.clone(), self.slots.clone(), self.deleted.clone());
-        self.deleting.spawn(async move {
-            let _slot = slots.acquire_owned().await;
-            stop(&lifecycle, &pod, &deleted).await;
-            (uid, Done::Whatever)
-        });
     }
 
     /// Deletes leases that were taken (or say that a connection was closed) and have served their time.
@@ -413,20 +323,6 @@ impl Reaper {
                 }
             })
             .await;
-    }
-}
-
-async fn stop(lifecycle: &Lifecycle, pod: &PodRef, deleted: &watch::Sender<u64>) {
-    match lifecycle.stop(pod).await {
-        Ok(()) => {
-            deleted.send_modify(|n| *n += 1);
-            let code = codes::KUBERNETES_POD_REMOVE_SUCCESSFUL;
-            tracing::info!(target: "podbay::activity", code, pod = pod.name, "pod deleted");
-        }
-        Err(refusal) => {
-            let code = codes::KUBERNETES_POD_REMOVE_FAILED;
-            tracing::error!(code, pod = pod.name, reason = %refusal.message, "pod not deleted yet");
-        }
     }
 }
 

@@ -3,18 +3,21 @@
 //! It checks what the client sends against its credit, keeps what can't be sent yet within bounds, and decides what goes
 //! next. Answers go before data, so that a client that grants no credit still gets them.
 
+mod output;
+mod stdin;
+
 use super::{
     rules::{self, Ids, MAX_CONTROL},
     violation,
 };
 use crate::{cluster::Input, policy::Security};
 use bytes::Bytes;
-use podbay::{
-    FRAME, MAX_CREDIT,
-    v1::{self, Reason, Refusal, Stream, run_session_request::Frame as FromClient, run_session_response::Frame},
+use output::Out;
+use podbay::v1::{
+    self, Reason, Refusal, Stream, run_session_request::Frame as FromClient, run_session_response::Frame,
 };
-use podbay_agent_wire::flow::{Incoming, Outgoing};
 use std::collections::VecDeque;
+use stdin::{Piece, Stdin};
 
 const NO_AGENT: &str = "a signal can't be delivered: no agent runs in this pod (on a terminal, ^C and the like work)";
 
@@ -32,9 +35,7 @@ pub struct Machine {
     phase: Phase,
     tty: bool,
     ids: Ids,
-    stdin: Incoming,
-    stdin_queue: VecDeque<Bytes>,
-    stdin_end: StdinEnd,
+    stdin: Stdin,
     stdout: Out,
     stderr: Out,
     stderr_next: bool,
@@ -45,10 +46,6 @@ pub struct Machine {
     delivers: Option<bool>,
     /// Which may be asked for.
     policy: Security,
-    /// Bytes given to the program.
-    given: u64,
-    /// The last of them.
-    last_given: Option<u8>,
 }
 
 #[derive(Debug)]
@@ -61,52 +58,6 @@ enum Phase {
     Ending(v1::Exit),
     /// Exit was sent.
     Done,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum StdinEnd {
-    Open,
-    /// Told by the client; to be given after what is queued.
-    Told,
-    /// Given, or nobody is there to take it.
-    Over,
-}
-
-#[derive(Debug)]
-struct Out {
-    flow: Outgoing,
-    pending: VecDeque<Bytes>,
-    held: usize,
-    ended: bool,
-}
-
-impl Out {
-    fn new(credit: u64) -> Self {
-        Self { flow: Outgoing::new(0, credit), pending: VecDeque::new(), held: 0, ended: false }
-    }
-
-    fn push(&mut self, bytes: Bytes) {
-        if !bytes.is_empty() {
-            self.held += bytes.len();
-            self.pending.push_back(bytes);
-        }
-    }
-
-    fn can_send(&self) -> bool {
-        self.held > 0 && self.flow.room() > 0
-    }
-
-    fn next(&mut self, stream: Stream) -> Option<Frame> {
-        let room = usize::try_from(self.flow.room()).unwrap_or(usize::MAX).min(FRAME);
-        let front = self.pending.front_mut().filter(|_| room > 0)?;
-        let data = front.split_to(front.len().min(room));
-        if front.is_empty() {
-            self.pending.pop_front();
-        }
-        self.held -= data.len();
-        let offset = self.flow.send(data.len());
-        Some(Frame::Data(v1::Data { stream: stream.into(), offset, data }))
-    }
 }
 
 /// What the first frame allows.
@@ -125,9 +76,7 @@ impl Machine {
             phase: Phase::Starting,
             tty,
             ids: Ids::default(),
-            stdin: Incoming::new(0, MAX_CREDIT),
-            stdin_queue: VecDeque::new(),
-            stdin_end: StdinEnd::Open,
+            stdin: Stdin::new(),
             stdout: Out::new(credits.stdout),
             stderr: Out::new(credits.stderr),
             stderr_next: false,
@@ -136,8 +85,6 @@ impl Machine {
             signals: VecDeque::new(),
             delivers: None,
             policy: Security::default(),
-            given: 0,
-            last_given: None,
         }
     }
 
@@ -167,9 +114,7 @@ impl Machine {
             FromClient::Eof(eof) => {
                 self.ids.take(eof.id)?;
                 rules::eof(&eof)?;
-                self.stdin.end(eof.offset).map_err(|error| violation(&error.to_string()))?;
-                self.end_stdin();
-                Ok(())
+                self.stdin.end_at(eof.offset)
             }
             FromClient::Signal(signal) => {
                 self.ids.take(signal.id)?;
@@ -187,7 +132,7 @@ impl Machine {
 
     /// The client sends no more frames: stdin is at its end too.
     pub fn client_closed(&mut self) {
-        self.end_stdin();
+        self.stdin.end();
     }
 
     /// Whether output waits for credit alone.
@@ -201,11 +146,9 @@ impl Machine {
         if matches!(self.phase, Phase::Starting) {
             return Err(violation("data before Started: there is no credit yet"));
         }
-        self.stdin.receive(data.offset, data.data.len()).map_err(|error| violation(&error.to_string()))?;
-        if self.stdin_end == StdinEnd::Over {
-            self.consume(data.data.len());
-        } else {
-            self.stdin_queue.push_back(data.data);
+        let len = data.data.len();
+        if !self.stdin.receive(data.offset, data.data)? {
+            self.consume(len);
         }
         Ok(())
     }
@@ -284,12 +227,6 @@ impl Machine {
         self.control.push_back(Frame::Answer(v1::Answer { id, refusal }));
     }
 
-    fn end_stdin(&mut self) {
-        if self.stdin_end == StdinEnd::Open {
-            self.stdin_end = StdinEnd::Told;
-        }
-    }
-
     /// The newest size that was asked for, once.
     pub fn take_resize(&mut self) -> Option<(u16, u16)> {
         self.resize.take()
@@ -342,14 +279,13 @@ impl Machine {
 
     /// Nobody takes stdin any more: what comes is dropped, and the client may go on sending.
     pub fn discard_input(&mut self) {
-        self.stdin_end = StdinEnd::Over;
-        let queued: usize = self.stdin_queue.drain(..).map(|bytes| bytes.len()).sum();
-        self.consume(queued);
+        let dropped = self.stdin.discard();
+        self.consume(dropped);
     }
 
     /// Whether [`Self::take_input`] gives something.
     pub fn has_input(&self) -> bool {
-        matches!(self.phase, Phase::Running) && (!self.stdin_queue.is_empty() || self.stdin_end == StdinEnd::Told)
+        matches!(self.phase, Phase::Running) && self.stdin.has()
     }
 
     /// What goes to the program next. It counts as given to the API server.
@@ -357,17 +293,17 @@ impl Machine {
         if !self.has_input() {
             return None;
         }
-        let Some(bytes) = self.stdin_queue.pop_front() else {
-            self.stdin_end = StdinEnd::Over;
-            self.ack();
-            // A terminal has no end, and closing its stdin cuts the output on some runtimes: its user types an end.
-            let end = if self.tty { Input::Stdin(typed_end(self.last_given)) } else { Input::CloseStdin };
-            return Some(end);
-        };
-        self.given += bytes.len() as u64;
-        self.last_given = bytes.last().copied().or(self.last_given);
-        self.consume(bytes.len());
-        Some(Input::Stdin(bytes))
+        match self.stdin.take()? {
+            Piece::Bytes(bytes) => {
+                self.consume(bytes.len());
+                Some(Input::Stdin(bytes))
+            }
+            Piece::End(typed) => {
+                self.ack();
+                // A terminal has no end, and closing its stdin cuts the output on some runtimes: its user types an end.
+                Some(if self.tty { Input::Stdin(typed) } else { Input::CloseStdin })
+            }
+        }
     }
 
     fn consume(&mut self, len: usize) {
@@ -447,19 +383,8 @@ impl Machine {
 
     /// Bytes that passed: given of stdin, sent of stdout and of stderr.
     pub fn bytes(&self) -> [u64; 3] {
-        [self.given, self.stdout.flow.offset(), self.stderr.flow.offset()]
+        [self.stdin.given(), self.stdout.flow.offset(), self.stderr.flow.offset()]
     }
-}
-
-/// What a user types to end a terminal's input, behind this byte. The line discipline (n_tty, canonical mode with its usual
-/// characters) makes an end of `^D` only where a line begins; elsewhere it hands over the line so far, and the next one is
-/// the end. Behind `^V` the first one would be text.
-fn typed_end(behind: Option<u8>) -> Bytes {
-    Bytes::from_static(match behind {
-        None | Some(b'\n' | b'\r' | 4) => b"\x04",
-        Some(0x16) => b"\x04\x04\x04",
-        Some(_) => b"\x04\x04",
-    })
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 use super::{super::rules::MAX_DATA, *};
-use podbay::v1::{Credit, Data, Eof, Exit, Resize, Signal, WindowSize, exit::End};
+use podbay::{
+    FRAME, MAX_CREDIT,
+    v1::{Credit, Data, Eof, Exit, Resize, Signal, WindowSize, exit::End},
+};
 use proptest::prelude::*;
 
 fn machine(stdout: u64, stderr: u64) -> Machine {
@@ -148,7 +151,7 @@ fn stdin_of_a_program_that_ended_is_dropped_and_its_credit_goes_on() {
         machine.receive(from(data(i * 60_000, 60_000))).expect("there is always credit");
         while machine.control.pop_front().is_some() {}
     }
-    assert!(machine.stdin_queue.is_empty());
+    assert!(machine.stdin.is_empty());
 }
 
 #[test]

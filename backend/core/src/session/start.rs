@@ -3,44 +3,37 @@
 //! All of it is one future under one deadline that its caller keeps; dropping it undoes what it began: the stream is
 //! dropped, and a program's own pod is deleted in the background.
 
+mod mark;
+mod own_pod;
+
+pub(super) use own_pod::{OwnPod, Prepared, image_of};
+
 use super::{
     Opening, Sessions,
     console::{Console, PidReader, Signaller},
     ending::is_missing,
     leftover::Leftover,
-    places,
     proof::Proof,
     reach::Api,
 };
 use crate::{
-    cluster::{Input, Output, PodRef, StreamEnd, StreamRequest, Streams},
-    failure::{agent_missing, or_agent_missing, short},
+    cluster::{Input, PodRef, StreamRequest, Streams},
     handle::{Contents, Target},
-    identity::{self, Marks},
-    lifecycle::{Kind, Lifecycle, StartRequest},
-    template::{SessionProgram, session_pod},
-    wrapper::{self, Mark, Nonce, Program, WrapError, Wrapped},
+    wrapper::{self, Nonce, Program, WrapError},
 };
 use bytes::Bytes;
 use k8s_openapi::api::core::v1::Pod;
-use podbay::{
-    SessionId,
-    v1::{self, Reason, Refusal},
-};
-use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep},
-};
+use mark::{Marked, Tried, marked};
+use own_pod::{named, pod_of};
+use podbay::v1::{self, Reason, Refusal};
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::{sync::mpsc, time::Instant};
 
 const NO_SHELL: &str = "this image has no /bin/sh: environment and terminal size are not set, and an upload may be cut";
 const NO_SHELL_BUT_AGENT: &str =
     "this image has no /bin/sh: the terminal's size may come late, and an upload may be cut";
 const IMAGES_OWN: &str = "the image's own command runs: output from before the connection may be missing";
 const NO_EOF: &str = "this cluster can't end a program's stdin (v4.channel.k8s.io)";
-
-/// The most stderr that is kept until the mark comes on stdout.
-const MAX_EARLY: usize = 1024 * 1024;
 
 /// A program that runs.
 pub(super) struct Running {
@@ -63,104 +56,6 @@ pub(super) struct Running {
     pub leftover: Option<Leftover>,
     /// The program is the container's own: its end stands in the pod's status.
     pub attached: bool,
-}
-
-/// A pod of the program's own, in which something waits.
-pub(super) struct Prepared {
-    pub own_pod: OwnPod,
-    /// What it runs, by its status.
-    pub image: String,
-}
-
-/// A pod of one program: deleted, under a fresh `podStop`, when this is dropped.
-pub(super) struct OwnPod {
-    lifecycle: Lifecycle,
-    pub pod: PodRef,
-    kept: bool,
-    /// Its session was detached: it has its exit for whoever comes, until that is acknowledged.
-    pub detached: bool,
-}
-
-impl OwnPod {
-    /// It stays; whoever owns its connection removes it.
-    pub fn keep(mut self) {
-        self.kept = true;
-    }
-
-    /// It goes with its session from now on.
-    pub fn ours(mut self) -> Self {
-        self.kept = false;
-        self
-    }
-}
-
-impl Drop for OwnPod {
-    fn drop(&mut self) {
-        if !self.kept {
-            self.lifecycle.undo(self.pod.clone());
-        }
-    }
-}
-
-/// What came of a try with the wrapper.
-enum Tried {
-    Runs(Box<Marked>),
-    NoShell,
-}
-
-struct Marked {
-    streams: Streams,
-    stdout: Bytes,
-    stderr: Vec<Bytes>,
-}
-
-impl Marked {
-    /// From its very beginning.
-    fn unread(streams: Streams) -> Self {
-        Self { streams, stdout: Bytes::new(), stderr: Vec::new() }
-    }
-
-    /// Reads the PID that an agent at `path` tells before its program's output.
-    async fn pid(&mut self, mut reader: PidReader, path: &str) -> Result<u32, Refusal> {
-        let mut next = std::mem::take(&mut self.stdout);
-        let mut early: usize = self.stderr.iter().map(Bytes::len).sum();
-        loop {
-            if let Some((pid, rest)) = reader.take(&next) {
-                self.stdout = rest;
-                return Ok(pid);
-            }
-            next = Bytes::new();
-            let missing = |words: &str| Err(agent_missing(path, words));
-            match self.streams.output.recv().await {
-                Some(Output::Stdout(bytes)) => next = bytes,
-                Some(Output::Stderr(bytes)) => {
-                    early += bytes.len();
-                    if early > MAX_EARLY {
-                        return Err(Refusal::new(Reason::ContainerFailed, format!("{path} floods its stderr")));
-                    }
-                    self.stderr.push(bytes);
-                }
-                Some(Output::End(StreamEnd::ExitCode(_))) => return missing(&self.words()),
-                Some(Output::End(StreamEnd::Failed { message, .. })) if is_missing(&message) => {
-                    return missing(&message);
-                }
-                Some(Output::End(StreamEnd::Failed { reason, message })) => {
-                    let text = format!("the program can't be started: {reason} {}", short(&message));
-                    return Err(Refusal::new(Reason::CommandNotStarted, text));
-                }
-                Some(Output::End(StreamEnd::Success | StreamEnd::Lost(_))) | None => {
-                    let text = "the connection to the pod broke before the program started";
-                    return Err(Refusal::new(Reason::StreamLost, text));
-                }
-            }
-        }
-    }
-
-    /// What was said on stderr.
-    fn words(&self) -> String {
-        let all: Vec<u8> = self.stderr.iter().flat_map(|bytes| bytes.iter().copied()).take(4096).collect();
-        String::from_utf8_lossy(&all).into_owned()
-    }
 }
 
 /// How a program was started.
@@ -358,105 +253,6 @@ impl Sessions {
         let running = self.exec(contents, opening, own_pod.pod.clone(), &image, &api).await?;
         Ok(Running { own_pod: Some(own_pod), ..running })
     }
-
-    /// Makes the pod of a program that will be started over a link: it waits.
-    pub(super) async fn waiting_pod(
-        &self,
-        contents: &Contents,
-        opening: &Opening,
-        base: &Pod,
-        agent: &str,
-        (deadline, progress): (Instant, &mpsc::Sender<v1::Progress>),
-    ) -> Result<Prepared, Refusal> {
-        let waits = [agent, "wait-signal", "--signal", "INT", "--signal", "TERM"].map(str::to_owned).into();
-        let pod = pod_of(contents, opening, base, Some(waits), &BTreeMap::new());
-        let request = StartRequest { pod, console: contents.console.clone(), kind: Kind::Program, deadline };
-        let started = self.lifecycle.start(request, progress).await;
-        let started = started.map_err(|refusal| or_agent_missing(refusal, Some(agent), &[agent.to_owned()]))?;
-        Ok(Prepared { own_pod: self.made(started.pod), image: started.image_id })
-    }
-
-    /// Whether the connection has few enough pods for one more, whichever replica made them. (Two that look at the same
-    /// time may both find room.)
-    pub(super) async fn room(
-        &self,
-        contents: &Contents,
-        opening: &Opening,
-        base: &Pod,
-        most: NonZeroU32,
-        deadline: Instant,
-    ) -> Result<(), Refusal> {
-        let namespace = base.metadata.namespace.as_deref().unwrap_or_default();
-        let selector = identity::of_connection(contents.connection);
-        let until = Instant::now() + places::OVERLAP;
-        loop {
-            let pods = self.lifecycle.list(namespace, &selector, deadline).await?;
-            let others = pods.iter().filter(|pod| is_live(pod, opening.session)).count();
-            if others < usize::try_from(most.get()).unwrap_or(usize::MAX) {
-                return Ok(());
-            }
-            if Instant::now() >= until {
-                return Err(places::full(most));
-            }
-            // A session that is over, and whose pod's end is not asked for yet.
-            sleep(places::OVERLAP / 4).await;
-        }
-    }
-
-    /// The pod of a program that is to be continued: somebody else's until it is ([`OwnPod::ours`]).
-    pub(super) fn found(&self, pod: PodRef, detached: bool) -> OwnPod {
-        OwnPod { lifecycle: self.lifecycle.clone(), pod, kept: true, detached }
-    }
-
-    fn made(&self, pod: PodRef) -> OwnPod {
-        OwnPod { lifecycle: self.lifecycle.clone(), pod, kept: false, detached: false }
-    }
-
-    async fn start_pod(
-        &self,
-        contents: &Contents,
-        pod: Pod,
-        deadline: Instant,
-        progress: &mpsc::Sender<v1::Progress>,
-    ) -> Result<OwnPod, Refusal> {
-        let request = StartRequest { pod, console: contents.console.clone(), kind: Kind::Program, deadline };
-        let started = self.lifecycle.start(request, progress).await?;
-        Ok(self.made(started.pod))
-    }
-}
-
-fn pod_of(
-    contents: &Contents,
-    opening: &Opening,
-    base: &Pod,
-    command: Option<Vec<String>>,
-    environment: &BTreeMap<String, String>,
-) -> Pod {
-    let program = SessionProgram {
-        connection: contents.connection,
-        session: opening.session,
-        console: &contents.console,
-        command,
-        tty: opening.tty,
-        environment,
-    };
-    session_pod(base, program)
-}
-
-/// Whether a pod stands for another session that runs.
-fn is_live(pod: &Pod, own: SessionId) -> bool {
-    let ended = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref())
-        .is_some_and(|phase| phase == "Succeeded" || phase == "Failed");
-    let other = Marks::read(&pod.metadata).is_some_and(|marks| marks.session.is_some_and(|session| session != own));
-    other && !ended && pod.metadata.deletion_timestamp.is_none()
-}
-
-fn named(contents: &Contents, opening: &Opening, base: &Pod) -> Option<PodRef> {
-    let metadata = pod_of(contents, opening, base, None, &BTreeMap::new()).metadata;
-    Some(PodRef { namespace: metadata.namespace?, name: metadata.name?, uid: None })
 }
 
 fn program<'a>(opening: &'a Opening, argv: &'a [String]) -> Program<'a> {
@@ -488,91 +284,4 @@ fn no_shell(refusal: &Refusal) -> bool {
     refusal.reason() == Reason::ContainerFailed
         && refusal.message.contains(wrapper::SHELL)
         && is_missing(&refusal.message)
-}
-
-pub(crate) fn image_of(base: &Pod, console: &str) -> String {
-    let containers = base.spec.iter().flat_map(|spec| &spec.containers);
-    containers.filter(|c| c.name == console).find_map(|c| c.image.clone()).unwrap_or_default()
-}
-
-/// Until the wrapper says that it starts the program. No byte of the client's goes in before.
-async fn marked(mut streams: Streams, wrapped: &Wrapped, nonce: &Nonce, quiet: bool) -> Result<Tried, Refusal> {
-    let mut reader = Reader { stdout: Bytes::new(), stderr: Vec::new(), early: 0 };
-    if let Some(preamble) = &wrapped.preamble {
-        if !quiet && !reader.find(&mut streams.output, nonce.wants()).await? {
-            return Ok(Tried::NoShell);
-        }
-        let input = streams.input.clone();
-        // A terminal echoes what it is sent: read while writing.
-        let send = async {
-            let sent = input.send(Input::Stdin(preamble.clone())).await;
-            drop(input);
-            // The reader tells what became of a stream that takes nothing.
-            if sent.is_err() {
-                tracing::debug!("the stream ended before the preamble");
-            }
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            found = reader.find(&mut streams.output, nonce.runs()) => if !found? { return Ok(Tried::NoShell) },
-            () = send => {}
-        }
-    } else if !reader.find(&mut streams.output, nonce.runs()).await? {
-        return Ok(Tried::NoShell);
-    }
-    Ok(Tried::Runs(Box::new(Marked { streams, stdout: reader.stdout, stderr: reader.stderr })))
-}
-
-struct Reader {
-    /// What followed the last mark.
-    stdout: Bytes,
-    stderr: Vec<Bytes>,
-    early: usize,
-}
-
-impl Reader {
-    /// Reads to the mark; `false`: the script doesn't run there.
-    async fn find(&mut self, output: &mut mpsc::Receiver<Output>, mut mark: Mark) -> Result<bool, Refusal> {
-        let mut next = std::mem::take(&mut self.stdout);
-        loop {
-            match mark.take(&next) {
-                Ok(Some(rest)) => {
-                    self.stdout = rest;
-                    return Ok(true);
-                }
-                Ok(None) => {}
-                Err(_) => return Ok(false),
-            }
-            next = Bytes::new();
-            match output.recv().await {
-                Some(Output::Stdout(bytes)) => next = bytes,
-                Some(Output::Stderr(bytes)) => {
-                    self.early += bytes.len();
-                    if self.early > MAX_EARLY {
-                        return Ok(false);
-                    }
-                    self.stderr.push(bytes);
-                }
-                // It ran something, but not our script: /bin/sh is no shell. (And the program did not run.)
-                Some(Output::End(StreamEnd::ExitCode(_))) => return Ok(false),
-                // Our script never ends well before the mark: the API server says `Success` of a kubelet that died, too.
-                Some(Output::End(StreamEnd::Success)) => {
-                    let text = "the connection to the pod ended before the program started";
-                    return Err(Refusal::new(Reason::StreamLost, text));
-                }
-                Some(Output::End(StreamEnd::Failed { message, .. })) if is_missing(&message) => return Ok(false),
-                Some(Output::End(StreamEnd::Failed { reason, message })) => {
-                    let text = format!("the program can't be started: {reason} {}", short(&message));
-                    return Err(Refusal::new(Reason::CommandNotStarted, text));
-                }
-                Some(Output::End(StreamEnd::Lost(why))) => {
-                    let text = format!("the connection to the pod broke before the program started: {}", short(&why));
-                    return Err(Refusal::new(Reason::StreamLost, text));
-                }
-                None => {
-                    return Err(Refusal::new(Reason::StreamLost, "the connection to the pod ended without a word"));
-                }
-            }
-        }
-    }
 }

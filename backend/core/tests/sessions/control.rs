@@ -105,14 +105,7 @@ async fn command_start_fires_and_drops_the_stream() {
 #[tokio::test(start_paused = true)]
 async fn a_broken_stream_is_told_and_a_gone_pod_too() {
     let world = World::connection().await;
-    world.runs(|mut program| {
-        async move {
-            program.wrapper().await;
-            program.say("some").await;
-            std::future::pending().await
-        }
-        .boxed()
-    });
+    world.runs_on("some");
     let mut session = world.open(&shell());
     session.started().await;
     assert!(matches!(session.frame().await, Back::Data(_)));
@@ -157,13 +150,7 @@ async fn a_client_that_leaves_ends_the_stream() {
 #[tokio::test(start_paused = true)]
 async fn what_breaks_the_protocol_ends_the_session() {
     let world = World::connection().await;
-    world.runs(|mut program| {
-        async move {
-            program.wrapper().await;
-            std::future::pending().await
-        }
-        .boxed()
-    });
+    world.runs_on("");
     let mut session = world.open(&shell());
     session.started().await;
     let data = v1::Data { stream: Stream::Stdin.into(), offset: 9, data: "x".into() };
@@ -191,13 +178,7 @@ async fn what_breaks_the_protocol_ends_the_session() {
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_ends_says_so() {
     let world = World::connection().await;
-    world.runs(|mut program| {
-        async move {
-            program.wrapper().await;
-            std::future::pending().await
-        }
-        .boxed()
-    });
+    world.runs_on("");
     let mut session = world.open(&shell());
     session.started().await;
     world.cut.cancel();

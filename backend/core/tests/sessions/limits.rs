@@ -40,16 +40,7 @@ async fn a_connection_has_no_more_sessions_at_once_than_the_policy_allows() {
 async fn in_session_mode_the_pods_of_all_replicas_count() {
     let mut world = World::session_mode().await;
     world.contents.security.most = NonZeroU32::new(1).map(Most::Sessions);
-    let cluster = world.cluster.clone();
-    world.runs(move |mut program| {
-        let cluster = cluster.clone();
-        async move {
-            let pod = cluster.get_pod(&program.stream.pod).await.expect("the pod");
-            program.attached(&pod).await;
-            std::future::pending().await
-        }
-        .boxed()
-    });
+    world.runs_on("");
     let mut first = world.open(&exec("x"));
     first.started().await;
     // Another replica: its own places are all free.
@@ -130,16 +121,7 @@ async fn a_request_that_may_have_arrived_is_never_repeated() {
 #[tokio::test(start_paused = true)]
 async fn in_session_mode_the_reads_before_the_pod_are_repeated() {
     let world = World::session_mode().await;
-    let cluster = world.cluster.clone();
-    world.runs(move |mut program| {
-        let cluster = cluster.clone();
-        async move {
-            let pod = cluster.get_pod(&program.stream.pod).await.expect("the pod");
-            program.attached(&pod).await;
-            std::future::pending().await
-        }
-        .boxed()
-    });
+    world.runs_on("");
     world.cluster.faults(Call::GetLease, 4, Fault::Fail(unreachable()));
     world.cluster.faults(Call::CreatePod, 2, Fault::Fail(unreachable()));
     world.cluster.faults(Call::Stream, 2, Fault::Fail(unreachable()));
@@ -152,14 +134,7 @@ async fn in_session_mode_the_reads_before_the_pod_are_repeated() {
 async fn a_session_is_warned_and_cut_when_its_time_is_over() {
     let mut world = World::connection().await;
     world.contents.security.max_session_time = Duration::from_secs(400);
-    world.runs(|mut program| {
-        async move {
-            program.wrapper().await;
-            program.say("busy").await;
-            std::future::pending().await
-        }
-        .boxed()
-    });
+    world.runs_on("busy");
     let mut session = world.open(&shell());
     session.started().await;
     let began = Instant::now();
@@ -207,14 +182,7 @@ async fn bytes_of_either_direction_keep_a_session() {
 async fn a_client_that_reads_nothing_does_not_hold_a_cut_up() {
     let mut world = World::connection().await;
     world.contents.security.max_session_time = Duration::from_secs(10);
-    world.runs(|mut program| {
-        async move {
-            program.wrapper().await;
-            program.say("unread").await;
-            std::future::pending().await
-        }
-        .boxed()
-    });
+    world.runs_on("unread");
     let mut session = world.open(&v1::Open { stdout_credit: 0, ..shell() });
     session.started().await;
     let began = Instant::now();

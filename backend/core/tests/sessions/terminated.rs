@@ -67,16 +67,7 @@ async fn a_program_that_an_operator_ended_says_so() {
 #[tokio::test(start_paused = true)]
 async fn in_session_mode_too() {
     let world = World::session_mode().await;
-    let cluster = world.cluster.clone();
-    world.runs(move |mut program| {
-        let cluster = cluster.clone();
-        async move {
-            let pod = cluster.get_pod(&program.stream.pod).await.expect("the pod");
-            program.attached(&pod).await;
-            std::future::pending().await
-        }
-        .boxed()
-    });
+    world.runs_on("");
     let mut session = world.open(&exec("x"));
     session.started().await;
     world.terminated().await;
@@ -90,13 +81,7 @@ async fn in_session_mode_too() {
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_went_by_itself_is_no_operators_work() {
     let world = World::connection().await;
-    world.runs(|mut program| {
-        async move {
-            program.wrapper().await;
-            std::future::pending().await
-        }
-        .boxed()
-    });
+    world.runs_on("");
     let mut session = world.open(&shell());
     session.started().await;
     let pod = PodRef { namespace: NS.into(), name: "pod".into(), uid: None };

@@ -106,6 +106,27 @@ impl World {
         self.cluster.on_stream(move |stream| program(Running { stream }));
     }
 
+    /// Programs that say this, if anything, and then run until they are stopped, wherever they are.
+    pub fn runs_on(&self, says: &'static str) {
+        let cluster = self.cluster.clone();
+        self.runs(move |mut program| {
+            let cluster = cluster.clone();
+            async move {
+                if program.stream.request.command.is_none() {
+                    let pod = cluster.get_pod(&program.stream.pod).await.expect("the pod");
+                    program.attached(&pod).await;
+                } else {
+                    program.wrapper().await;
+                }
+                if !says.is_empty() {
+                    program.say(says).await;
+                }
+                std::future::pending().await
+            }
+            .boxed()
+        });
+    }
+
     pub fn open(&self, open: &v1::Open) -> Session {
         let opening = Opening::parse(open, &self.contents).expect("a valid Open");
         let (client, frames) = mpsc::channel::<Result<v1::RunSessionRequest, ()>>(16);
