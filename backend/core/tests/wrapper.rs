@@ -31,10 +31,15 @@ fn strings(texts: &[&str]) -> Vec<String> {
     texts.iter().map(ToString::to_string).collect()
 }
 
+/// Where programs are, before them a `sleep` that makes the wrapper's wait behind its last words none.
+fn quick_path() -> String {
+    format!("{}/tests/quick:/usr/local/bin:/usr/bin:/bin", env!("CARGO_MANIFEST_DIR"))
+}
+
 /// `wrapped`, run by this shell.
 fn command((path, name): (&str, &str), wrapped: &Wrapped) -> Command {
     let mut command = Command::new(path);
-    command.arg0(name).args(&wrapped.command[1..]).env_clear().env("PATH", "/usr/local/bin:/usr/bin:/bin");
+    command.arg0(name).args(&wrapped.command[1..]).env_clear().env("PATH", quick_path());
     command
 }
 
@@ -287,6 +292,99 @@ fn outputs_stay_open_until_the_program_ends_and_no_longer() {
     }
 }
 
+/// Reads until the wrapper's last words are there; gives what else there was.
+fn read_words(output: &mut impl Read, token: &mut podbay_backend_core::wrapper::Token, first: Vec<u8>) -> Vec<u8> {
+    let mut rest = token.take(first.into()).concat();
+    while token.status().is_none() {
+        let mut buffer = vec![0; 4096];
+        let n = output.read(&mut buffer).expect("output");
+        assert!(n > 0, "the output ended before the last words");
+        buffer.truncate(n);
+        rest.extend(token.take(buffer.into()).concat());
+    }
+    rest
+}
+
+/// In a pod of its own and on a terminal nothing follows a program's end; there the wrapper stays until TERM, so that its
+/// words arrive, and ends with the status all the same.
+#[test]
+fn where_nothing_follows_it_says_so_and_stays_until_it_is_told_to_end() {
+    let nonce = Nonce::new([11; 16]);
+    let argv = strings(&["/bin/sh", "-c", "sleep 30 <&- >/dev/null 2>&1 & echo out; exit 4"]);
+    let program = Program { argv: &argv, environment: &[], size: None };
+    for shell in shells() {
+        let wrapped = for_container(program, &nonce).expect("valid");
+        let mut command = command(shell, &wrapped);
+        command.env("PATH", "/usr/bin:/bin").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("starts");
+        let mut stdin = child.stdin.take().expect("piped");
+        stdin.write_all(wrapped.preamble.as_ref().expect("one")).expect("taken");
+        let mut output = child.stdout.take().expect("piped");
+        let first = read_to(&mut output, &mut nonce.runs(), Vec::new());
+        let mut token = nonce.ended();
+        assert_eq!(read_words(&mut output, &mut token, first), b"out\n");
+        assert_eq!((token.status(), token.is_over()), (Some(4), true), "{shell:?}");
+        assert_eq!(child.try_wait().expect("asked"), None, "{shell:?}: it was gone at once");
+        assert!(Command::new("kill").arg(child.id().to_string()).status().expect("kill").success());
+        let status = child.wait().expect("ends");
+        assert_eq!((status.code(), status.signal()), (Some(4), None), "{shell:?}");
+
+        let mut terminal = on_terminal(shell, &for_exec(program, &nonce).expect("valid"));
+        let first = read_to(&mut terminal.master, &mut nonce.runs(), Vec::new());
+        let mut token = nonce.ended();
+        assert_eq!(read_words(&mut terminal.master, &mut token, first), b"out\r\n");
+        assert_eq!((token.status(), token.is_over()), (Some(4), true), "{shell:?}");
+        drop(terminal.master);
+        terminal.child.wait().expect("a hang-up ends it");
+    }
+}
+
+/// With pipes it depends on who else holds them. In a PID namespace of its own, since it looks at 64 processes at most.
+#[test]
+fn with_pipes_nothing_follows_where_nobody_else_holds_them() {
+    let nonce = Nonce::new([12; 16]);
+    let alone = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    if !Command::new("unshare").args(alone).arg("true").status().is_ok_and(|status| status.success()) {
+        eprintln!("not told: this machine gives no PID namespaces");
+        return;
+    }
+    let cases = [
+        ("echo out; exit 4", "4!"),
+        ("sleep 5 >/dev/null 2>&1 & echo out; exit 4", "4!"),
+        ("sleep 5 2>/dev/null & echo out; exit 4", "4;"),
+        ("sleep 5 >/dev/null & echo out; exit 4", "4;"),
+        ("sleep 5 5>&1 >/dev/null 2>&1 & echo out; exit 4", "4;"),
+        ("kill -9 $$", "137;"),
+    ];
+    for shell in shells() {
+        for (script, words) in cases {
+            let argv = strings(&["/bin/sh", "-c", script]);
+            let wrapped = for_exec(Program { argv: &argv, environment: &[], size: None }, &nonce).expect("valid");
+            let mut command = Command::new("unshare");
+            // The shell is not the namespace's first process, as in a pod.
+            command.args(alone).args(["/bin/sh", "-c", "\"$@\"; exit", "first", shell.0]);
+            if shell.0.ends_with("busybox") {
+                command.arg("sh");
+            }
+            command.args(&wrapped.command[1..]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().expect("starts");
+            let mut output = child.stdout.take().expect("piped");
+            let mut errors = child.stderr.take().expect("piped");
+            let first = read_to(&mut output, &mut nonce.runs(), Vec::new());
+            let mut token = nonce.ended();
+            read_words(&mut output, &mut token, first);
+            let mut other = nonce.ended();
+            read_words(&mut errors, &mut other, Vec::new());
+            let said = |token: &podbay_backend_core::wrapper::Token| {
+                format!("{}{}", token.status().expect("words"), if token.is_over() { '!' } else { ';' })
+            };
+            assert_eq!((said(&token), said(&other)), (words.to_owned(), words.to_owned()), "{shell:?} {script}");
+            child.kill().expect("killed");
+            child.wait().expect("ends");
+        }
+    }
+}
+
 /// A shell on a terminal of its own, as session leader.
 struct OnTerminal {
     child: Child,
@@ -302,10 +400,10 @@ fn on_terminal(shell: (&str, &str), wrapped: &Wrapped) -> OnTerminal {
     let slave = File::options().read(true).write(true).open(name.to_str().expect("ascii")).expect("opens");
     let copy = |slave: &File| Stdio::from(OwnedFd::from(slave.try_clone().expect("a copy")));
     let mut command = Command::new("setsid");
-    command.arg("--ctty").arg(shell.0).args(&wrapped.command[1..]).env_clear().env("PATH", "/usr/bin:/bin");
+    command.arg("--ctty").arg(shell.0).args(&wrapped.command[1..]).env_clear().env("PATH", quick_path());
     if shell.0.ends_with("busybox") {
         command = Command::new("setsid");
-        command.args(["--ctty", shell.0, "sh"]).args(&wrapped.command[1..]).env_clear().env("PATH", "/usr/bin:/bin");
+        command.args(["--ctty", shell.0, "sh"]).args(&wrapped.command[1..]).env_clear().env("PATH", quick_path());
     }
     let child = command.stdin(copy(&slave)).stdout(copy(&slave)).stderr(copy(&slave)).spawn().expect("starts");
     OnTerminal { child, master: File::from(master) }

@@ -278,7 +278,11 @@ mod tests {
         let counted = Arc::clone(&pings);
         let counts = tokio::spawn(async move {
             let pings = incoming.filter(|message| std::future::ready(matches!(message, Ok(Message::Ping(_)))));
-            pings.for_each(|_| std::future::ready(drop(counted.fetch_add(1, Ordering::AcqRel)))).await;
+            let count = |_| {
+                counted.fetch_add(1, Ordering::AcqRel);
+                std::future::ready(())
+            };
+            pings.for_each(count).await;
         });
         // More than the queue takes, and nobody reads it.
         let pieces = OUTPUT_QUEUE + 4;

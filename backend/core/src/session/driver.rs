@@ -71,6 +71,8 @@ impl From<Refusal> for Stop {
 enum Pumped {
     /// By themselves.
     Ended(StreamEnd),
+    /// Not yet, but the wrapper's last words are here and say that nothing is to follow.
+    Over,
     /// A limit of time is over.
     Cut(Refusal),
 }
@@ -226,8 +228,11 @@ impl Sessions {
             streams.size.send_replace(Some(size));
         }
         let mut clock = Clock::new(&contents.security, Instant::now(), opening.ran);
-        let end = match driver.pump(&mut streams, &mut proof, &mut clock, attached).await {
+        let end = match driver.pump(&mut streams, &mut proof, &mut clock).await {
+            // An attach's Status speaks of the streaming only, and the pod keeps the program's own.
+            Ok(Pumped::Ended(end)) if wrapped && !attached => true_end(end),
             Ok(Pumped::Ended(end)) => end,
+            Ok(Pumped::Over) => StreamEnd::Success,
             Err(stop) => {
                 driver.hold(streams);
                 return Err(stop);
@@ -242,8 +247,6 @@ impl Sessions {
             }
         };
         driver.release(&mut proof, None);
-        // An attach's Status speaks of the streaming only, and the pod keeps the program's own.
-        let end = if wrapped && !attached { true_end(end) } else { end };
         if !matches!(end, StreamEnd::Lost(_)) || matches!(proof.proven(), Proven::Ended(_)) {
             driver.leftover = None;
         }
@@ -394,19 +397,12 @@ where
         self.machine.stderr(stderr);
     }
 
-    /// Carries bytes both ways until the program's stream ends, or its time is over. In a pod of its own (`attached`) all ends
-    /// with the program, so its wrapper's last words are enough; it gives them time to get here.
-    async fn pump(
-        &mut self,
-        streams: &mut Streams,
-        proof: &mut Proof,
-        clock: &mut Clock,
-        attached: bool,
-    ) -> Result<Pumped, Stop> {
+    /// Carries bytes both ways until the program's stream ends, nothing is to follow on it, or its time is over.
+    async fn pump(&mut self, streams: &mut Streams, proof: &mut Proof, clock: &mut Clock) -> Result<Pumped, Stop> {
         let mut passed = self.machine.bytes();
         loop {
-            if attached && matches!(proof.proven(), Proven::Ended(status) if status != KILLED) {
-                return Ok(Pumped::Ended(StreamEnd::Success));
+            if proof.is_over() {
+                return Ok(Pumped::Over);
             }
             let bytes = self.machine.bytes();
             if bytes != passed {

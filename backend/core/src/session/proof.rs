@@ -118,6 +118,16 @@ impl Proof {
         }
     }
 
+    /// Whether the program has ended and its wrapper said on every stream that nothing is to follow: the stream's own end needn't
+    /// be waited for.
+    pub fn is_over(&self) -> bool {
+        match self {
+            Self::Bare => false,
+            Self::Terminal(stdout) => stdout.token.is_over(),
+            Self::Pipes { stdout, stderr } => stdout.token.is_over() && stderr.token.is_over(),
+        }
+    }
+
     /// What is known now.
     pub fn proven(&self) -> Proven {
         let status = match self {
@@ -151,6 +161,25 @@ mod tests {
         assert_eq!(terminal.proven(), Proven::Ended(3));
         let mut bare = Proof::new(None, false);
         assert_eq!((bare.stdout(text.clone().into(), now), bare.proven()), (vec![text.into()], Proven::Bare));
+        assert!(!pipes.is_over() && !terminal.is_over() && !bare.is_over());
+    }
+
+    #[test]
+    fn all_streams_must_say_that_nothing_follows() {
+        let (nonce, now) = (Nonce::new([1; 16]), Instant::now());
+        let (ended, over) = (word(&"01".repeat(16)), word(&"01".repeat(16)).replace(';', "!"));
+        let mut pipes = Proof::new(Some(&nonce), false);
+        pipes.stderr(over.clone().into(), now);
+        assert!(!pipes.is_over());
+        pipes.stdout(over.clone().into(), now);
+        assert!(pipes.is_over() && pipes.proven() == Proven::Ended(3));
+        let mut one = Proof::new(Some(&nonce), false);
+        one.stderr(over.clone().into(), now);
+        one.stdout(ended.into(), now);
+        assert!(!one.is_over() && one.proven() == Proven::Ended(3));
+        let mut terminal = Proof::new(Some(&nonce), true);
+        terminal.stdout(over.into(), now);
+        assert!(terminal.is_over());
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! The wrapper's last words on a stream: a token that proves that the program ended, and how. Pure.
 //!
-//! `RS NONCE=STATUS;`: one small write, so nothing comes in between; its first byte (ASCII 30) is one that programs hardly
-//! ever print and no terminal changes; the rest is printable, and read without regard to case (`stty olcuc`). What follows it
-//! is output all the same, of children that outlive the program.
+//! `RS NONCE=STATUS;` or `RS NONCE=STATUS!`: one small write, so nothing comes in between; its first byte (ASCII 30) is one that
+//! programs hardly ever print and no terminal changes; the rest is printable, and read without regard to case (`stty olcuc`).
+//! What follows `;` is output all the same, of children that outlive the program. `!` says that nothing is to follow.
 
 use bytes::{Bytes, BytesMut};
 
 /// The first byte, and the only place of it.
 const FIRST: u8 = 0x1e;
-const LAST: u8 = b';';
+/// Its last byte where more output may follow.
+const ENDED: u8 = b';';
+/// Its last byte where none will.
+const OVER: u8 = b'!';
 /// Digits of a status.
 const DIGITS: usize = 3;
 
@@ -18,6 +21,7 @@ pub struct Token {
     word: Vec<u8>,
     held: Bytes,
     status: Option<u8>,
+    over: bool,
 }
 
 /// What stands at a [`FIRST`].
@@ -28,13 +32,14 @@ enum At {
     Token {
         len: usize,
         status: u8,
+        over: bool,
     },
 }
 
 impl Token {
     pub(super) fn new(nonce: &str) -> Self {
         let word = [&[FIRST], nonce.as_bytes(), b"="].concat();
-        Self { word, held: Bytes::new(), status: None }
+        Self { word, held: Bytes::new(), status: None, over: false }
     }
 
     /// Takes the next bytes; gives those that are the program's, in order.
@@ -54,8 +59,9 @@ impl Token {
             match self.at(rest.get(at..).unwrap_or_default()) {
                 At::Nothing => from = at + 1,
                 At::Beginning => self.held = rest.split_off(at),
-                At::Token { len, status } => {
+                At::Token { len, status, over } => {
                     self.status = Some(status);
+                    self.over = over;
                     out.push(rest.split_to(at));
                     let _ = rest.split_to(len);
                     from = 0;
@@ -76,10 +82,10 @@ impl Token {
         let digits = tail.iter().take(DIGITS).take_while(|byte| byte.is_ascii_digit()).count();
         match tail.get(digits) {
             None => At::Beginning,
-            Some(&LAST) => {
+            Some(&last @ (ENDED | OVER)) => {
                 let status = tail.get(..digits).and_then(|digits| std::str::from_utf8(digits).ok());
                 let status = status.and_then(|digits| digits.parse().ok());
-                status.map_or(At::Nothing, |status| At::Token { len: seen + digits + 1, status })
+                status.map_or(At::Nothing, |status| At::Token { len: seen + digits + 1, status, over: last == OVER })
             }
             Some(_) => At::Nothing,
         }
@@ -98,6 +104,11 @@ impl Token {
     /// The program's status, once the token came.
     pub fn status(&self) -> Option<u8> {
         self.status
+    }
+
+    /// Whether the token came and said that nothing is to follow.
+    pub fn is_over(&self) -> bool {
+        self.over
     }
 }
 
@@ -144,10 +155,12 @@ mod tests {
             after in hostile(),
             status in prop::option::of(any::<u8>()),
             upper in any::<bool>(),
+            over in any::<bool>(),
             cuts in prop::collection::vec(1usize..40, 1..20),
         ) {
             let mut word = status.map(|status| token(&status.to_string())).unwrap_or_default();
             if upper { word.make_ascii_uppercase(); }
+            if let Some(last) = word.last_mut().filter(|_| over) { *last = OVER; }
             let stream = [before.clone(), word, after.clone()].concat();
             let mut token = Token::new(NONCE);
             let (mut passed, mut at) = (Vec::new(), 0);
@@ -163,7 +176,7 @@ mod tests {
             let wanted = [before, after].concat();
             prop_assume!(status.is_some() || !has_token(&wanted));
             prop_assert_eq!(passed, wanted);
-            prop_assert_eq!(token.status(), status);
+            prop_assert_eq!((token.status(), token.is_over()), (status, status.is_some() && over));
         }
 
         /// Output that doesn't look like it is never kept back, and never copied or cut into pieces.

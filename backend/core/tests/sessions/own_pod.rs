@@ -24,7 +24,7 @@ async fn its_last_words_are_its_end_though_its_container_lingers() {
             let pod = cluster.get_pod(&program.stream.pod).await.expect("the pod");
             program.attached(&pod).await;
             program.say("all").await;
-            let words = format!("\x1e{}=4;", program.argv()[4]);
+            let words = format!("\x1e{}=4!", program.argv()[4]);
             program.complain(&words).await;
             program.say(&words).await;
             std::future::pending().await
