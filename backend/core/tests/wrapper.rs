@@ -350,7 +350,8 @@ fn with_pipes_nothing_follows_where_nobody_else_holds_them() {
     }
     let cases = [
         ("echo out; exit 4", "4!"),
-        ("sleep 5 >/dev/null 2>&1 & echo out; exit 4", "4!"),
+        // Until it has given them away, the child holds them.
+        ("sleep 5 >/dev/null 2>&1 & until [ /proc/$!/fd/2 -ef /dev/null ]; do :; done; echo out; exit 4", "4!"),
         ("sleep 5 2>/dev/null & echo out; exit 4", "4;"),
         ("sleep 5 >/dev/null & echo out; exit 4", "4;"),
         ("sleep 5 5>&1 >/dev/null 2>&1 & echo out; exit 4", "4;"),
@@ -361,8 +362,9 @@ fn with_pipes_nothing_follows_where_nobody_else_holds_them() {
             let argv = strings(&["/bin/sh", "-c", script]);
             let wrapped = for_exec(Program { argv: &argv, environment: &[], size: None }, &nonce).expect("valid");
             let mut command = Command::new("unshare");
-            // The shell is not the namespace's first process, as in a pod.
-            command.args(alone).args(["/bin/sh", "-c", "\"$@\"; exit", "first", shell.0]);
+            // As in a pod: the namespace's first process is another, with outputs of its own.
+            let first = "\"$@\" & exec >/dev/null 2>&1; wait";
+            command.args(alone).args(["/bin/sh", "-c", first, "first", shell.0]);
             if shell.0.ends_with("busybox") {
                 command.arg("sh");
             }
