@@ -201,13 +201,13 @@ mod tests {
         From::Answer(v1::Answer { id, refusal })
     }
 
-    fn left(result: Result<(), Stop>) -> bool {
+    fn left(result: &Result<(), Stop>) -> bool {
         matches!(result, Err(Stop::Ended(Ended::Left(2))))
     }
 
     #[test]
     fn an_interrupt_ends_who_has_no_program_and_who_gets_no_answer() {
-        assert!(left(Dialogue::carrying(false).interrupt()), "nothing runs");
+        assert!(left(&Dialogue::carrying(false).interrupt()), "nothing runs");
         let mut dialogue = running(Dialogue::carrying(false), true);
         let mut ids = Vec::new();
         for _ in 0..2 {
@@ -218,7 +218,7 @@ mod tests {
             assert_eq!(signal.name, "INT");
             ids.push(signal.id);
         }
-        assert!(left(dialogue.interrupt()), "two wait");
+        assert!(left(&dialogue.interrupt()), "two wait");
         assert!(matches!(hear(&mut dialogue, answer(ids[0], false)), Ok(Heard::Nothing)));
         assert!(dialogue.interrupt().is_ok(), "one of them was answered");
     }
@@ -230,7 +230,7 @@ mod tests {
             dialogue.interrupt().expect("passed on");
             let id = dialogue.interrupts[0];
             let heard = hear(&mut dialogue, answer(id, true)).map(|_| ());
-            assert_eq!(left(heard), !durable);
+            assert_eq!(left(&heard), !durable);
         }
     }
 
