@@ -1,4 +1,5 @@
-//! One direction of one byte stream, seen from its sender ([`Outgoing`]) and from its receiver ([`Incoming`]).
+//! One direction of one byte stream, seen from its sender ([`Outgoing`]) and from its receiver ([`Incoming`], or [`Arrived`] where
+//! the receiver grants by rules of its own).
 //!
 //! Offsets are absolute: the number of bytes of the stream that came before. A receiver grants credit as an absolute
 //! limit, so a lost or repeated grant does no harm; it never grants more than [`Incoming::window`] beyond what its
@@ -97,21 +98,74 @@ impl Outgoing {
     }
 }
 
+/// Where a stream stands at its receiver: what arrived, and whether that is all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrived {
+    received: u64,
+    ended: bool,
+}
+
+impl Arrived {
+    /// A stream that continues at `offset`.
+    pub const fn from(offset: u64) -> Self {
+        Self { received: offset, ended: false }
+    }
+
+    /// Offset of the next byte.
+    pub const fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Whether the stream has ended.
+    pub const fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Checks and records a frame; `granted` is the credit given so far.
+    pub fn receive(&mut self, offset: u64, len: usize, granted: u64) -> Result<(), FlowError> {
+        if self.ended {
+            return Err(FlowError::AfterEnd);
+        }
+        if offset != self.received {
+            return Err(FlowError::Gap { expected: self.received, got: offset });
+        }
+        let end = offset.saturating_add(len as u64);
+        if end > granted {
+            return Err(FlowError::Overrun { end, limit: granted });
+        }
+        self.received = end;
+        Ok(())
+    }
+
+    /// Records that nothing comes below `to`: the caller has checked that the sender may drop it.
+    pub const fn skip(&mut self, to: u64) {
+        self.received = to;
+    }
+
+    /// Checks and records the end of the stream. Returns whether it is news: a link or stream of frames that goes on with the
+    /// session says it again.
+    pub fn end(&mut self, offset: u64) -> Result<bool, FlowError> {
+        if offset != self.received {
+            return Err(FlowError::AfterEnd);
+        }
+        Ok(!std::mem::replace(&mut self.ended, true))
+    }
+}
+
 /// The receiver's side: what arrived, what its consumer took, what was granted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Incoming {
-    received: u64,
+    arrived: Arrived,
     consumed: u64,
     granted: u64,
     window: u64,
-    ended: bool,
 }
 
 impl Incoming {
     /// A stream that continues at `offset`. The first grant, `offset + window`, counts as given: see
     /// [`granted`](Self::granted).
     pub const fn new(offset: u64, window: u64) -> Self {
-        Self { received: offset, consumed: offset, granted: offset + window, window, ended: false }
+        Self { arrived: Arrived::from(offset), consumed: offset, granted: offset + window, window }
     }
 
     /// The credit given so far.
@@ -121,7 +175,7 @@ impl Incoming {
 
     /// Bytes that arrived.
     pub const fn received(&self) -> u64 {
-        self.received
+        self.arrived.received()
     }
 
     /// Bytes that the consumer took.
@@ -143,40 +197,25 @@ impl Incoming {
 
     /// Whether the stream has ended.
     pub const fn ended(&self) -> bool {
-        self.ended
+        self.arrived.ended()
     }
 
     /// Checks and records a frame.
     pub fn receive(&mut self, offset: u64, len: usize) -> Result<(), FlowError> {
-        if self.ended {
-            return Err(FlowError::AfterEnd);
-        }
-        if offset != self.received {
-            return Err(FlowError::Gap { expected: self.received, got: offset });
-        }
-        let end = offset.saturating_add(len as u64);
-        if end > self.granted {
-            return Err(FlowError::Overrun { end, limit: self.granted });
-        }
-        self.received = end;
-        Ok(())
+        self.arrived.receive(offset, len, self.granted)
     }
 
-    /// Checks and records the end of the stream.
-    pub const fn end(&mut self, offset: u64) -> Result<(), FlowError> {
-        if self.ended || offset != self.received {
-            return Err(FlowError::AfterEnd);
-        }
-        self.ended = true;
-        Ok(())
+    /// Checks and records the end of the stream, which is told once.
+    pub fn end(&mut self, offset: u64) -> Result<(), FlowError> {
+        if self.arrived.end(offset)? { Ok(()) } else { Err(FlowError::AfterEnd) }
     }
 
     /// Records that the consumer took `len` more bytes. Returns a new grant once half a window can be given: frames
     /// that grant a few bytes each cost more than they give.
     pub fn consume(&mut self, len: usize) -> Option<u64> {
-        self.consumed = (self.consumed + len as u64).min(self.received);
+        self.consumed = (self.consumed + len as u64).min(self.received());
         let limit = self.consumed + self.window;
-        if self.ended || limit - self.granted < self.window.div_ceil(2) {
+        if self.ended() || limit - self.granted < self.window.div_ceil(2) {
             return None;
         }
         self.granted = limit;

@@ -5,9 +5,10 @@ use super::{
     args::{How, Run, Shell},
     attach::leave,
     connection::{self, Opening},
+    dialogue::Ended,
     exit::{passed_on, status_of},
     local::Signals,
-    pump::{Ended, Pump},
+    pump::Pump,
     store::Record,
     terminal,
 };

@@ -7,6 +7,7 @@ mod args;
 mod attach;
 mod begin;
 mod connection;
+mod dialogue;
 mod exit;
 mod local;
 mod pump;

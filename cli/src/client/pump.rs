@@ -1,10 +1,11 @@
 //! One session, over as many streams of frames as it takes.
 //!
-//! What the frames say, and what is said again, is [`ClientSession`]'s; this carries them between it, the backend and this
-//! process's own ends.
+//! What the frames say, and what is said again, is [`ClientSession`](podbay_frontend_core::ClientSession)'s, and what they mean
+//! for this process [`Dialogue`]'s; this carries them between it, the backend and this process's own ends.
 
 use super::{
-    connection::{is_broken, long, told},
+    connection::{is_broken, told},
+    dialogue::{Dialogue, Ended, Heard, Stop, What},
     local::{self, Signals, Streams, Told},
     say,
     server::{Backends, sessions},
@@ -16,7 +17,6 @@ use podbay::{
     refusal_of,
     v1::{self, Reason, Stream, run_session_request::Frame as To},
 };
-use podbay_frontend_core::{ClientSession, Event};
 use std::{io::ErrorKind, time::Duration};
 use tokio::{
     sync::mpsc,
@@ -32,59 +32,18 @@ const PAUSE: Duration = Duration::from_millis(200);
 const PROGRESS: Duration = Duration::from_secs(2);
 /// How long the backend is given to end what was given up, and the outputs of this process to take their last bytes.
 const GIVING_UP: Duration = Duration::from_secs(5);
-/// So many INT without an answer end this process.
-const INTERRUPTS: usize = 3;
-
-/// How a session ended for this process.
-#[derive(Debug)]
-pub enum Ended {
-    /// The program ended.
-    Exit(v1::Exit),
-    /// This process was told to leave, by the signal of this number: 13 where nobody reads its output any more.
-    Left(u8),
-    /// A start was all that was wanted, and it runs.
-    Started,
-}
-
-/// What is done with a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
-    /// Start it, and stay with it to its end: whoever leaves gives it up.
-    Carry,
-    /// Start it, and end once it runs and has the end of its stdin.
-    Start,
-    /// Go on with it, whoever has it: whoever leaves leaves it running.
-    Attach,
-}
 
 /// A session to be carried.
 pub struct Pump {
     backends: Backends,
     channel: Channel,
-    what: What,
     /// The first frame, without what changes with each attempt.
     open: v1::Open,
-    session: ClientSession,
+    dialogue: Dialogue,
     /// Whether this process's terminal is the program's.
     raw: bool,
-    /// A program was there once.
-    started: bool,
-    /// INT that are not answered.
-    interrupts: Vec<u64>,
-    /// The last size that was asked for.
-    resize: Option<u64>,
-    /// The request behind the end of stdin, of which only the answer matters: what went before it has arrived.
-    probe: Option<u64>,
     lost_since: Option<Instant>,
     told_lost: bool,
-}
-
-/// Why a stream of frames ended.
-enum Stop {
-    Ended(Ended),
-    /// The stream is gone; another may go on.
-    Lost(String),
-    Failed(anyhow::Error),
 }
 
 type ToBackend = mpsc::Sender<v1::RunSessionRequest>;
@@ -92,14 +51,8 @@ type ToBackend = mpsc::Sender<v1::RunSessionRequest>;
 impl Pump {
     /// A session to be started.
     pub fn new(backends: Backends, channel: Channel, open: v1::Open, detached: bool) -> Self {
-        let (what, session) = if detached {
-            let mut session = ClientSession::without_output();
-            session.end_stdin();
-            (What::Start, session)
-        } else {
-            (What::Carry, ClientSession::new(open.pty.is_some()))
-        };
-        Self::of(backends, channel, open, what, session)
+        let dialogue = if detached { Dialogue::starting() } else { Dialogue::carrying(open.pty.is_some()) };
+        Self::of(backends, channel, open, dialogue)
     }
 
     /// A session to be gone on with, its output from here.
@@ -113,33 +66,26 @@ impl Pump {
         // Above what earlier clients used, for they count from 1 or did this before.
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let last_id = u64::try_from(now.as_micros()).unwrap_or(u64::MAX / 2);
-        Self::of(backends, channel, open, What::Attach, ClientSession::attaching(terminal, from, last_id))
+        Self::of(backends, channel, open, Dialogue::attaching(terminal, from, last_id))
     }
 
-    fn of(backends: Backends, channel: Channel, mut open: v1::Open, what: What, session: ClientSession) -> Self {
-        open.take_over = what == What::Attach;
-        Self {
-            backends,
-            channel,
-            what,
-            open,
-            session,
-            raw: false,
-            started: false,
-            interrupts: Vec::new(),
-            resize: None,
-            probe: None,
-            lost_since: None,
-            told_lost: false,
-        }
+    fn of(backends: Backends, channel: Channel, mut open: v1::Open, dialogue: Dialogue) -> Self {
+        open.take_over = dialogue.what() == What::Attach;
+        Self { backends, channel, open, dialogue, raw: false, lost_since: None, told_lost: false }
     }
 
     /// This process's terminal is the program's: its size follows.
     pub fn follow_terminal(&mut self) {
         self.raw = true;
         // One that other clients use may be of another size.
-        if self.what == What::Attach {
+        if self.dialogue.what() == What::Attach {
             self.ask_size();
+        }
+    }
+
+    fn ask_size(&mut self) {
+        if self.raw {
+            self.dialogue.ask_size(terminal::size());
         }
     }
 
@@ -150,12 +96,12 @@ impl Pump {
 
     /// How far the outputs were written.
     pub const fn written(&self) -> v1::ResumeFrom {
-        self.session.taken_up_to()
+        self.dialogue.session.taken_up_to()
     }
 
     /// Whether all stdin that was read is with the program.
     pub fn is_stdin_safe(&self) -> bool {
-        self.session.is_stdin_safe()
+        self.dialogue.session.is_stdin_safe()
     }
 
     /// Carries the session to its end; this process's stdin goes to the program where it `reads`.
@@ -167,7 +113,7 @@ impl Pump {
                 Stop::Failed(error) => return Err(error),
                 Stop::Lost(why) => why,
             };
-            if !self.session.is_durable() {
+            if !self.dialogue.session.is_durable() {
                 bail!("{why}; how the program ended is not known: look at its work before you repeat it");
             }
             if let Some(ended) = self.reconnect(&why, signals).await? {
@@ -184,7 +130,7 @@ impl Pump {
         if since.elapsed() > PATIENCE {
             bail!("{why}; the program may run on: try podbay attach {}", self.open.session_id);
         }
-        self.session.reopen();
+        self.dialogue.session.reopen();
         if !self.told_lost && since.elapsed() > PROGRESS {
             self.told_lost = true;
             say("the connection to the backend broke; the program runs on, waiting for another backend");
@@ -200,9 +146,7 @@ impl Pump {
             // Nobody could hand INT on.
             number = signals.leave() => return Ok(Some(Ended::Left(number))),
         }
-        if self.raw {
-            self.ask_size();
-        }
+        self.ask_size();
         Ok(None)
     }
 
@@ -213,7 +157,7 @@ impl Pump {
         let last = async {
             while let Some((stream, result)) = written.recv().await {
                 match result {
-                    Ok(len) => self.session.taken(stream, len),
+                    Ok(len) => self.dialogue.session.taken(stream, len),
                     // Nobody wants it.
                     Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
                     Err(error) => return Err(error).context(no_output(stream)),
@@ -238,7 +182,7 @@ impl Pump {
     async fn stream(&mut self, signals: &mut Signals, local: &mut Streams) -> Stop {
         let (to, frames) = mpsc::channel(16);
         let mut open = self.open.clone();
-        self.session.open(&mut open);
+        self.dialogue.session.open(&mut open);
         if to.try_send(v1::RunSessionRequest { frame: Some(To::Open(open)) }).is_err() {
             return Stop::Lost("the stream ended".into());
         }
@@ -253,7 +197,7 @@ impl Pump {
         };
         let stop = self.carry(&to, &mut from, signals, local).await;
         if let Stop::Ended(Ended::Left(_)) = stop
-            && self.what != What::Attach
+            && self.dialogue.what() != What::Attach
         {
             self.give_up(&to, &mut from, signals).await;
         }
@@ -270,9 +214,9 @@ impl Pump {
         let (mut frame, mut takes) = (None, true);
         loop {
             if frame.is_none() {
-                frame = self.next_frame();
+                frame = self.dialogue.next_frame();
             }
-            let reads = local.stdin.is_some() && self.session.room() > 0;
+            let reads = local.stdin.is_some() && self.dialogue.session.room() > 0;
             // A session that is looked for is not waited for longer than that.
             let patience = self.lost_since.map(|since| since + PATIENCE);
             let step = tokio::select! {
@@ -294,7 +238,7 @@ impl Pump {
                 },
                 Some((stream, result)) = local.written.recv() => match result {
                     Ok(len) => {
-                        self.session.taken(stream, len);
+                        self.dialogue.session.taken(stream, len);
                         Ok(())
                     }
                     Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Stop::Ended(Ended::Left(13))),
@@ -311,24 +255,14 @@ impl Pump {
         }
     }
 
-    fn next_frame(&mut self) -> Option<v1::RunSessionRequest> {
-        let frame = self.session.next_frame()?;
-        if self.what == What::Start && self.probe.is_none() && matches!(frame.frame, Some(To::Eof(_))) {
-            // Every agent refuses it, and nothing comes of it but the answer.
-            let signal = |id| To::Signal(v1::Signal { id, name: "CONT".into(), deadline: None });
-            self.probe = Some(self.session.ask(signal));
-        }
-        Some(frame)
-    }
-
     fn read(&mut self, piece: Option<std::io::Result<Bytes>>, local: &mut Streams) -> Result<(), Stop> {
         match piece {
-            Some(Ok(piece)) => self.session.push(piece),
+            Some(Ok(piece)) => self.dialogue.session.push(piece),
             // Its end must not look like the end of what was to be sent.
             Some(Err(error)) => return Err(Stop::Failed(anyhow::Error::new(error).context("stdin can't be read"))),
             None => {
                 local.stdin = None;
-                self.session.end_stdin();
+                self.dialogue.session.end_stdin();
             }
         }
         Ok(())
@@ -336,51 +270,19 @@ impl Pump {
 
     fn told(&mut self, told: Told) -> Result<(), Stop> {
         match told {
-            Told::Leave(number) => return Err(Stop::Ended(Ended::Left(number))),
-            Told::Interrupt if !self.started || self.what == What::Start || self.interrupts.len() + 1 >= INTERRUPTS => {
-                return Err(Stop::Ended(Ended::Left(2)));
-            }
-            Told::Interrupt => {
-                let signal = |id| To::Signal(v1::Signal { id, name: "INT".into(), deadline: None });
-                let id = self.session.ask(signal);
-                self.interrupts.push(id);
-            }
+            Told::Leave(number) => Err(Stop::Ended(Ended::Left(number))),
+            Told::Interrupt => self.dialogue.interrupt(),
             Told::Resized => {
-                if self.raw {
-                    self.ask_size();
-                }
+                self.ask_size();
+                Ok(())
             }
         }
-        Ok(())
-    }
-
-    /// Only the last size matters.
-    fn ask_size(&mut self) {
-        if let Some(id) = self.resize.take() {
-            self.session.forget(id);
-        }
-        let size = Some(terminal::size());
-        self.resize = Some(self.session.ask(|id| To::Resize(v1::Resize { id, size, deadline: None })));
     }
 
     fn receive(&mut self, frame: v1::RunSessionResponse, local: &Streams) -> Result<(), Stop> {
-        let event = self.session.receive(frame).map_err(|error| {
-            Stop::Failed(anyhow::anyhow!("the backend breaks the protocol: {error}; does its version fit this one's?"))
-        })?;
-        match event {
-            Event::Started(started) => {
-                (self.lost_since, self.told_lost) = (None, false);
-                // A program that goes on has said so before.
-                if !std::mem::replace(&mut self.started, true) && !started.warning.is_empty() {
-                    say(&started.warning);
-                }
-                if self.what == What::Start && !started.durable {
-                    let text = "a program can run detached only where podbay-agent runs in the pod: put it into the image, or set \
-                                kubernetes.pod.agentInjection";
-                    return Err(Stop::Failed(anyhow::anyhow!(text)));
-                }
-            }
-            Event::Data(data) => {
+        match self.dialogue.receive(frame)? {
+            Heard::Started => (self.lost_since, self.told_lost) = (None, false),
+            Heard::Output(data) => {
                 let to = match data.stream() {
                     Stream::Stderr => &local.stderr,
                     Stream::Stdout | Stream::Stdin | Stream::Unspecified => &local.stdout,
@@ -388,49 +290,18 @@ impl Pump {
                 // A writer that has failed says so itself.
                 let _ = to.send(data.data);
             }
-            Event::Progress(progress) => {
-                if long(progress.elapsed) {
-                    say(&progress.message);
-                }
-            }
-            Event::Gap(bytes) => say(format_args!("{bytes} bytes of output are not here: dropped, or taken before")),
-            Event::Notice(text) => say(text),
-            Event::Answered(id, refusal) => return self.answered(id, refusal),
-            // Of one that was to run alone, the exit is for who comes back.
-            Event::Exit(_) if self.what == What::Start && self.started => return Err(Stop::Ended(Ended::Started)),
-            Event::Exit(exit) => return Err(Stop::Ended(Ended::Exit(exit))),
-            Event::Moving if self.session.is_durable() => return Err(Stop::Lost("the backend ends".into())),
-            Event::Moving | Event::Room | Event::Nothing => {}
-        }
-        Ok(())
-    }
-
-    fn answered(&mut self, id: u64, refusal: Option<v1::Refusal>) -> Result<(), Stop> {
-        if self.probe == Some(id) {
-            return Err(Stop::Ended(Ended::Started));
-        }
-        self.resize = self.resize.filter(|asked| *asked != id);
-        let interrupt = self.interrupts.iter().position(|asked| *asked == id);
-        if let Some(at) = interrupt {
-            self.interrupts.remove(at);
-        }
-        if let Some(refusal) = refusal {
-            say(&refusal.message);
-            // Without an agent nothing hands it on, and ^C has to end something.
-            if interrupt.is_some() && self.what == What::Carry && !self.session.is_durable() {
-                return Err(Stop::Ended(Ended::Left(2)));
-            }
+            Heard::Nothing => {}
         }
         Ok(())
     }
 
     /// A program that was started here is given up, and its end waited for a little.
     async fn give_up(&mut self, to: &ToBackend, from: &mut Streaming<v1::RunSessionResponse>, signals: &mut Signals) {
-        self.session.hang_up();
+        self.dialogue.session.hang_up();
         let given_up = async {
-            while !self.session.has_hung_up() {
+            while !self.dialogue.session.has_hung_up() {
                 let Ok(permit) = to.reserve().await else { return };
-                let Some(frame) = self.session.next_frame() else { return };
+                let Some(frame) = self.dialogue.session.next_frame() else { return };
                 permit.send(frame);
             }
             while let Ok(Some(_)) = from.message().await {}

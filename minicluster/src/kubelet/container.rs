@@ -8,6 +8,7 @@ use super::{
     log::Log,
     new_uid, now,
     pod::stopped_within,
+    termination::TerminationMessage,
     view::{State, Terminated},
 };
 use crate::{
@@ -37,10 +38,6 @@ const NOT_STARTED: i32 = 128;
 /// How long the status of an ended container waits for its last output to be read. It takes longer only if an attached
 /// client does not read.
 const DRAIN: Duration = Duration::from_secs(1);
-/// A termination message's length (Kubernetes' limits; the second is for messages taken from the log).
-const MESSAGE: usize = 4096;
-const MESSAGE_FROM_LOG: usize = 2048;
-const DEFAULT_MESSAGE_PATH: &str = "/dev/termination-log";
 /// A container that ran so long is restarted at once again (the kubelet's rule).
 const STABLE: Duration = Duration::from_mins(10);
 
@@ -229,7 +226,7 @@ impl ContainerTask {
             let message = "failed to generate container spec: no command specified".to_owned();
             return Err(Refused::Waiting { reason: "CreateContainerError", message });
         }
-        let message_file = self.prepare_files().map_err(|error| cannot("CreateContainerError", error))?;
+        let message_file = self.message().prepare().map_err(|error| cannot("CreateContainerError", error))?;
         // Pods share the host's /run and /dev/shm: each agent gets a folder of its own.
         env.set("PODBAY_AGENT_DIR", format!("{home}/.podbay-agent"));
         env.set("PODBAY_TERMINATION_LOG", utf8(&message_file).map_err(|error| cannot("CreateContainerError", error))?);
@@ -268,25 +265,8 @@ impl ContainerTask {
         Ok((live, started))
     }
 
-    /// Where the container leaves its termination message: a file of its own for the default path, else the very path.
-    fn message_file(&self) -> PathBuf {
-        match self.spec.termination_message_path.as_deref() {
-            None | Some("" | DEFAULT_MESSAGE_PATH) => {
-                self.folder.join(".podbay").join(&self.spec.name).join("termination-log")
-            }
-            Some(path) => Path::new("/").join(path),
-        }
-    }
-
-    fn prepare_files(&self) -> io::Result<PathBuf> {
-        let file = self.message_file();
-        if file.starts_with(&self.folder) {
-            if let Some(folder) = file.parent() {
-                fs::create_dir_all(folder)?;
-            }
-            fs::write(&file, b"")?;
-        }
-        Ok(file)
+    fn message(&self) -> TerminationMessage<'_> {
+        TerminationMessage { spec: &self.spec, folder: &self.folder }
     }
 
     /// The working directory: the host's folder of that name if there is one, else one below the pod's own.
@@ -349,26 +329,8 @@ impl ContainerTask {
             (false, 0) => "Completed",
             (false, _) => "Error",
         };
-        let message = self.message(code, &live.hub.log);
+        let message = self.message().read(code, &live.hub.log);
         Terminated { code, reason, message, started, finished: now(), id: live.id.clone() }
-    }
-
-    fn message(&self, code: i32, log: &Log) -> Option<String> {
-        let text = |bytes: &[u8], limit: usize| {
-            let from = bytes.len().saturating_sub(limit);
-            String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).into_owned()
-        };
-        let written = fs::read(self.message_file()).unwrap_or_default();
-        if !written.is_empty() {
-            let head = written.get(..MESSAGE.min(written.len())).unwrap_or_default();
-            return Some(String::from_utf8_lossy(head).into_owned());
-        }
-        let fallback = self.spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
-        if !fallback || code == 0 {
-            return None;
-        }
-        let (tail, _) = log.read(log.tail(80));
-        (!tail.is_empty()).then(|| text(&tail, MESSAGE_FROM_LOG))
     }
 
     fn not_started(message: String) -> Terminated {

@@ -7,6 +7,7 @@ pub(crate) mod hub;
 pub(crate) mod log;
 mod pod;
 mod pull;
+mod termination;
 pub(crate) mod view;
 
 use crate::{

@@ -351,7 +351,7 @@ impl Client {
         let Some(program) = self.programs.get_mut(&key) else { return Ok(()) };
         let stopping = exit.stopping;
         let exit = Exit::try_from(exit.status.unwrap_or_default()).map_err(|error| violation(&error.to_string()))?;
-        if !program.stdout.ended || !(program.stderr.ended || program.terminal) {
+        if !program.stdout.arrived.ended() || !(program.stderr.arrived.ended() || program.terminal) {
             return Err(violation("an exit before the end of the output"));
         }
         if !std::mem::replace(&mut program.exited, true) {

@@ -160,9 +160,9 @@ impl Program {
         self.stdout.ask();
         self.stderr.ask();
         let from = proto::OutputState {
-            stdout: self.stdout.received,
+            stdout: self.stdout.arrived.received(),
             stdout_credit: self.stdout.granted,
-            stderr: self.stderr.received,
+            stderr: self.stderr.arrived.received(),
             stderr_credit: self.stderr.granted,
         };
         let attach = |take_over| proto::Attach {

@@ -1,7 +1,7 @@
 //! A program's streams as the backend sees them.
 
 use crate::{
-    flow::FlowError,
+    flow::{Arrived, FlowError},
     frame::{HEADER, MAX_DATA, Stream, data_header, put_ack, put_control, put_credit},
     proto::{self, ToAgent, to_agent},
     ring::Ring,
@@ -142,17 +142,16 @@ impl Writing {
 /// An output: what was received, granted and acknowledged.
 #[derive(Debug)]
 pub(super) struct Reading {
-    pub(super) received: u64,
+    pub(super) arrived: Arrived,
     pub(super) granted: u64,
     told: u64,
     acked: u64,
     acked_told: u64,
-    pub(super) ended: bool,
 }
 
 impl Reading {
     pub(super) fn new(from: u64, credit: u64) -> Self {
-        Self { received: from, granted: credit, told: 0, acked: 0, acked_told: 0, ended: false }
+        Self { arrived: Arrived::from(from), granted: credit, told: 0, acked: 0, acked_told: 0 }
     }
 
     /// Start or Attach tells the credit.
@@ -166,38 +165,25 @@ impl Reading {
     }
 
     pub(super) fn ack(&mut self, offset: u64) {
-        self.acked = self.acked.max(offset.min(self.received));
+        self.acked = self.acked.max(offset.min(self.arrived.received()));
     }
 
     pub(super) fn receive(&mut self, offset: u64, len: usize) -> Result<(), FlowError> {
-        if self.ended {
-            return Err(FlowError::AfterEnd);
-        }
-        if offset != self.received {
-            return Err(FlowError::Gap { expected: self.received, got: offset });
-        }
-        let end = offset.saturating_add(len as u64);
-        if end > self.granted {
-            return Err(FlowError::Overrun { end, limit: self.granted });
-        }
-        self.received = end;
-        Ok(())
+        self.arrived.receive(offset, len, self.granted)
     }
 
     pub(super) fn gap(&mut self, from: u64, to: u64) -> Result<(), FlowError> {
-        if self.ended || from != self.received || to <= from {
-            return Err(FlowError::Gap { expected: self.received, got: from });
+        let at = self.arrived.received();
+        if self.arrived.ended() || from != at || to <= from {
+            return Err(FlowError::Gap { expected: at, got: from });
         }
-        self.received = to;
+        self.arrived.skip(to);
         Ok(())
     }
 
     /// Returns whether the end is news: a new link tells it again.
     pub(super) fn end(&mut self, offset: u64) -> Result<bool, FlowError> {
-        if offset != self.received {
-            return Err(FlowError::AfterEnd);
-        }
-        Ok(!std::mem::replace(&mut self.ended, true))
+        self.arrived.end(offset)
     }
 
     pub(super) fn transmit(&mut self, number: u16, stream: Stream, out: &mut BytesMut) {

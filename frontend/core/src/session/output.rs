@@ -4,7 +4,7 @@ use podbay::{
     MAX_CREDIT,
     v1::{self, Stream, run_session_request::Frame as Out},
 };
-use podbay_agent_wire::flow::FlowError;
+use podbay_agent_wire::flow::{Arrived, FlowError};
 use std::collections::VecDeque;
 
 use super::Violation;
@@ -12,7 +12,7 @@ use super::Violation;
 /// An output. Offsets are the program's own: what was dropped by agreement counts in them.
 #[derive(Debug)]
 pub(super) struct Output {
-    received: u64,
+    arrived: Arrived,
     /// Everything below was handed on, or dropped by agreement.
     taken: u64,
     granted: u64,
@@ -20,7 +20,6 @@ pub(super) struct Output {
     window: u64,
     /// What was dropped behind bytes that are not handed on yet: where, and up to what offset. At most one for each byte that waits.
     gaps: VecDeque<(u64, u64)>,
-    ended: bool,
     due: Due,
 }
 
@@ -46,19 +45,12 @@ impl Output {
 
     const fn new(offset: u64, window: u64) -> Self {
         let granted = offset.saturating_add(window);
-        Self {
-            received: offset,
-            taken: offset,
-            granted,
-            window,
-            gaps: VecDeque::new(),
-            ended: false,
-            due: Due::Nothing,
-        }
+        let arrived = Arrived::from(offset);
+        Self { arrived, taken: offset, granted, window, gaps: VecDeque::new(), due: Due::Nothing }
     }
 
     pub const fn received(&self) -> u64 {
-        self.received
+        self.arrived.received()
     }
 
     pub const fn taken_up_to(&self) -> u64 {
@@ -75,36 +67,21 @@ impl Output {
     }
 
     pub fn receive(&mut self, offset: u64, len: usize) -> Result<(), FlowError> {
-        if self.ended {
-            return Err(FlowError::AfterEnd);
-        }
-        if offset != self.received {
-            return Err(FlowError::Gap { expected: self.received, got: offset });
-        }
-        let end = offset.saturating_add(len as u64);
-        if end > self.granted {
-            return Err(FlowError::Overrun { end, limit: self.granted });
-        }
-        self.received = end;
-        Ok(())
+        self.arrived.receive(offset, len, self.granted)
     }
 
     /// A stream that goes on with the session says again that it has ended.
-    pub const fn end(&mut self, offset: u64) -> Result<(), FlowError> {
-        if offset != self.received {
-            return Err(FlowError::AfterEnd);
-        }
-        self.ended = true;
-        Ok(())
+    pub fn end(&mut self, offset: u64) -> Result<(), FlowError> {
+        self.arrived.end(offset).map(drop)
     }
 
     /// What was dropped; gives how much.
     pub fn gap(&mut self, from: u64, to: u64) -> Result<u64, Violation> {
-        let at = self.received;
-        if from != at || to < from || self.ended {
+        let at = self.received();
+        if from != at || to < from || self.arrived.ended() {
             return Err(Violation::Gap { from, to, at });
         }
-        self.received = to;
+        self.arrived.skip(to);
         match self.gaps.back_mut() {
             Some((_, end)) if *end == at => *end = to,
             Some(_) | None => self.gaps.push_back((at, to)),
@@ -121,7 +98,7 @@ impl Output {
         self.hand_on(len as u64);
         let limit = self.taken.saturating_add(self.window);
         // Frames that grant a few bytes each cost more than they give.
-        if !self.ended && limit.saturating_sub(self.granted) >= self.window.div_ceil(2).max(1) {
+        if !self.arrived.ended() && limit.saturating_sub(self.granted) >= self.window.div_ceil(2).max(1) {
             self.granted = limit;
             self.due = Due::Ack;
         }
@@ -130,7 +107,7 @@ impl Output {
     fn hand_on(&mut self, mut len: u64) {
         loop {
             let next = self.gaps.front().copied();
-            let step = len.min(next.map_or(self.received, |(at, _)| at).saturating_sub(self.taken));
+            let step = len.min(next.map_or(self.received(), |(at, _)| at).saturating_sub(self.taken));
             self.taken += step;
             len -= step;
             match next {
