@@ -271,36 +271,40 @@ impl Handler for Callbacks {
         if self.offers > MAX_OFFERS {
             return Err(Error::NoAuthMethod);
         }
-        if !self.conn.config.auth.authorities.is_empty() {
+        let config = self.judge();
+        if !config.auth.authorities.is_empty() {
             // russh shows the key of a certificate here and not the certificate: what it is shows with the signature.
             return Ok(Auth::Accept);
         }
-        let verdict = self.of_key(user, offer.public_key, offer.algorithm).await?;
+        let verdict = self.of_key(&config, user, offer.public_key, offer.algorithm).await?;
         if matches!(verdict, Verdict::Accepted(_)) {
-            self.offered = Some(Offered { user: user.to_owned(), key: offer.public_key.clone(), verdict });
+            self.offered = Some(Offered { user: user.to_owned(), key: offer.public_key.clone(), verdict, by: config });
             return Ok(Auth::Accept);
         }
         self.failed(user, Method::PublicKey, &verdict)
     }
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Error> {
-        match self.of_key(user, key.public_key, key.algorithm).await? {
+        let config = self.judge();
+        match self.of_key(&config, user, key.public_key, key.algorithm).await? {
             Verdict::Accepted(known) => {
-                self.proven(user, Method::PublicKey, known, Some(fingerprint(key.public_key))).await
+                let key = fingerprint(key.public_key);
+                self.proven(&config, user, Method::PublicKey, known, Some(key)).await
             }
             verdict @ (Verdict::Refused | Verdict::Unavailable) => self.failed(user, Method::PublicKey, &verdict),
         }
     }
 
     async fn auth_openssh_certificate(&mut self, user: &str, certificate: &Certificate) -> Result<Auth, Error> {
-        let conn = Arc::clone(&self.conn);
+        let (conn, config) = (Arc::clone(&self.conn), self.judge());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        match conn.config.auth.authorities.check(certificate, user, conn.remote, now) {
+        match config.auth.authorities.check(certificate, user, conn.remote, now) {
             Ok(permits) => {
                 let known = Facts { metadata: certificate_metadata(certificate), ..Facts::default() };
                 let key = fingerprint(&PublicKey::new(certificate.public_key().clone(), ""));
                 let id: String = certificate.key_id().chars().take(256).collect();
-                let auth = self.proven(user, Method::Certificate, known, Some(format!("{key} ({id:?})"))).await?;
+                let key = Some(format!("{key} ({id:?})"));
+                let auth = self.proven(&config, user, Method::Certificate, known, key).await?;
                 if auth == Auth::Accept {
                     self.permits = permits;
                 }
@@ -316,11 +320,10 @@ impl Handler for Callbacks {
     async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Error> {
         let password = Zeroizing::new(password.to_owned());
         let not_before = tokio::time::Instant::now() + WRONG_PASSWORD;
-        let conn = Arc::clone(&self.conn);
-        let config = &conn.config;
+        let (conn, config) = (Arc::clone(&self.conn), self.judge());
         let verdict = self.answer(config.auth.password(&config.users, subject(&conn, user), password)).await?;
         if let Verdict::Accepted(known) = verdict {
-            return self.proven(user, Method::Password, known, None).await;
+            return self.proven(&config, user, Method::Password, known, None).await;
         }
         sleep_until(not_before).await;
         self.failed(user, Method::Password, &verdict)

@@ -3,6 +3,7 @@
 use super::{Conn, handler::Callbacks};
 use crate::{
     auth::{Subject, Verdict},
+    config::Config,
     metrics::{Method, Outcome},
 };
 use podbay_runtime::{codes, webhook::Facts};
@@ -22,6 +23,8 @@ pub(super) struct Offered {
     pub user: String,
     pub key: PublicKey,
     pub verdict: Verdict,
+    /// By which configuration. It counts under no other.
+    pub by: Arc<Config>,
 }
 
 /// Whom a webhook is asked about.
@@ -39,8 +42,15 @@ pub(super) const fn is_sha1(algorithm: &Algorithm) -> bool {
 }
 
 impl Callbacks {
+    /// What an attempt that begins now is judged by, to its end: the process's configuration, and not the one that the connection
+    /// came under. Whoever was taken out of it is out, connected or not.
+    pub(super) fn judge(&self) -> Arc<Config> {
+        Arc::clone(&self.conn.server.current().config)
+    }
+
     fn methods(&self) -> MethodSet {
-        self.conn.config.auth.methods(&self.conn.config.users)
+        let config = self.judge();
+        config.auth.methods(&config.users)
     }
 
     /// Waits for the answer to an attempt, unless the client leaves: then nobody is asked any more.
@@ -57,6 +67,7 @@ impl Callbacks {
     /// What is said of a key. Asked once, whether it is offered or signed with first.
     pub(super) async fn of_key(
         &mut self,
+        config: &Arc<Config>,
         user: &str,
         key: &PublicKey,
         algorithm: &Algorithm,
@@ -64,19 +75,19 @@ impl Callbacks {
         if is_sha1(algorithm) {
             return Ok(Verdict::Refused);
         }
-        if let Some(offered) =
-            self.offered.take_if(|offered| offered.user == user && offered.key.key_data() == key.key_data())
-        {
+        if let Some(offered) = self.offered.take_if(|offered| {
+            offered.user == user && offered.key.key_data() == key.key_data() && Arc::ptr_eq(&offered.by, config)
+        }) {
             return Ok(offered.verdict);
         }
         let conn = Arc::clone(&self.conn);
-        let config = &conn.config;
         self.answer(config.auth.key(&config.users, subject(&conn, user), key, algorithm)).await
     }
 
     /// The user has proven to be who it says: now whether it may log in.
     pub(super) async fn proven(
         &mut self,
+        config: &Config,
         user: &str,
         method: Method,
         known: Facts,
@@ -84,7 +95,7 @@ impl Callbacks {
     ) -> Result<Auth, Error> {
         let conn = Arc::clone(&self.conn);
         let retried = conn.retried.load(Ordering::Relaxed);
-        let verdict = self.answer(conn.config.auth.authorize(subject(&conn, user), known)).await?;
+        let verdict = self.answer(config.auth.authorize(subject(&conn, user), known)).await?;
         if let Verdict::Accepted(known) = &verdict {
             let authenticated = known.authenticated.as_deref().filter(|name| *name != user);
             let code = codes::SSH_AUTH_SUCCESSFUL;
