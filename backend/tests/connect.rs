@@ -124,6 +124,11 @@ async fn wrong_credentials_are_told_apart() {
         assert!(error.contains(wanted), "{keys}: {error}");
         assert!(!error.contains(world.minicluster.bearer_token()), "{keys}: a secret: {error}");
     }
+    let mut proxied: Value = k8s_openapi::serde_json::from_str(world.minicluster.kubeconfig()).expect("JSON");
+    proxied["clusters"][0]["cluster"]["proxy-url"] = "http://user:secret@127.0.0.1:1".into();
+    world.write("kubeconfig", &proxied.to_string());
+    let error = support::try_cluster(&world.keys("kubeconfig: {kubeconfig}")).await.expect_err("a proxy").to_string();
+    assert!(error.contains("has a proxy-url") && !error.contains("secret"), "{error}");
     // What can't work at all is told at the start, by the key's name.
     for (keys, wanted) in [
         ("host: {host}, cacertFile: /nowhere/ca", "cacertFile /nowhere/ca"),

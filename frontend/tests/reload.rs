@@ -4,7 +4,16 @@ mod support;
 
 use podbay_frontend::Config;
 use podbay_runtime::config::{Document, Noted};
-use russh::keys::{Algorithm, PrivateKey, PublicKeyOrCertificate, ssh_key::LineEnding};
+use russh::{
+    SendError,
+    client::Handle,
+    keys::{
+        Algorithm, HashAlg, PrivateKey, PublicKeyOrCertificate,
+        agent::AgentIdentity,
+        signature::Signer as _,
+        ssh_key::{LineEnding, Signature},
+    },
+};
 use std::{
     path::Path,
     sync::{Arc, Mutex},
@@ -55,6 +64,62 @@ async fn who_is_added_can_log_in_who_is_removed_cant_and_connections_that_are_th
     let mut stdout = String::new();
     child.stdout.take().expect("stdout").read_to_string(&mut stdout).await.expect("reads");
     assert_eq!((stdout.as_str(), child.wait().await.expect("ends").code()), ("still here\n", Some(0)));
+}
+
+/// Signs with alice's key once the server has said that it would take it, and has read its configuration again.
+struct Slowly<'a>(&'a World, &'a str);
+
+impl russh::Signer for Slowly<'_> {
+    type Error = SendError;
+
+    async fn auth_sign(
+        &mut self,
+        _: &AgentIdentity,
+        _: Option<HashAlg>,
+        mut data: Vec<u8>,
+    ) -> Result<Vec<u8>, SendError> {
+        let Self(world, text) = self;
+        world.replace_file(text);
+        world.asked.notify_one();
+        reloaded(world, "ok", 1).await;
+        let signature: Signature = world.key.try_sign(&data).expect("a signature");
+        let signature: Vec<u8> = signature.try_into().expect("its bytes");
+        data.extend(u32::try_from(signature.len()).expect("short").to_be_bytes());
+        data.extend(signature);
+        Ok(data)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_removed_between_connecting_and_logging_in_stays_out() {
+    let hash = support::world::PASSWORD_HASH;
+    let alices = format!("{{name: alice, passwordHash: '{hash}', authorizedKeys: ['@ID@']}}");
+    let bobs = "{name: bob, authorizedKeys: ['@WRONG@']}";
+    let before = FILE.replace("{name: alice, authorizedKeys: ['@ID@']}", &format!("{alices}, {bobs}"));
+    let without = before.replace(&format!("{alices}, "), "").replace("@WRONG@", "@ID@");
+    let connect = async |world: &World| -> Handle<AnyServer> {
+        let config = Arc::new(russh::client::Config::default());
+        russh::client::connect(config, world.address, AnyServer).await.expect("connects")
+    };
+    let by_key = async |world: &World, client: &mut Handle<AnyServer>, user: &str, text: &str| {
+        let mut signer = Slowly(world, text);
+        let signed = client.authenticate_publickey_with(user, world.key.public_key().clone(), None, &mut signer);
+        timeout(PATIENCE, signed).await.expect("in time").expect("an answer").success()
+    };
+
+    // The control: an unrelated reading between the offer and the signature hinders nobody.
+    let world = World::with_file(&before, |dir| drop(new_host_key(dir))).await;
+    let mut client = connect(&world).await;
+    assert!(by_key(&world, &mut client, "alice", &before.replace("banner: first", "banner: second")).await);
+
+    let world = World::with_file(&before, |dir| drop(new_host_key(dir))).await;
+    let (mut offered, mut silent) = (connect(&world).await, connect(&world).await);
+    until("both are there", || world.metric("connections", "Unauthenticated") == 2).await;
+    assert!(!by_key(&world, &mut offered, "alice", &without).await, "her key was good when it was offered");
+    assert!(!silent.authenticate_password("alice", "password").await.expect("an answer").success());
+    // Nor is it the connections that are refused: who is there now may log in by them.
+    let key = russh::keys::PrivateKeyWithHashAlg::new(Arc::new(world.key.clone()), None);
+    assert!(silent.authenticate_publickey("bob", key).await.expect("an answer").success());
 }
 
 /// What a server shows before anybody has logged in.

@@ -3,7 +3,7 @@
 //! The stack is kube's own but for its connector, which leaves Nagle's algorithm on: a key press that follows another waited 40 ms
 //! for the acknowledgement of the first where the program answered only the second.
 
-use super::token::TokenFile;
+use super::{proxy, token::TokenFile};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderValue, header::USER_AGENT};
 use hyper_util::{client::legacy, rt::TokioExecutor};
@@ -53,6 +53,10 @@ pub(super) async fn clients(connection: &Connection) -> Result<Clients, ConnectE
         Connection::InCluster => Config::incluster().map_err(wrong)?,
         Connection::Kubeconfig { file, context } => {
             let kubeconfig = Kubeconfig::read_from(file).map_err(wrong)?;
+            if let Some(told) = proxy::asked_for(&kubeconfig, context.as_deref(), file, |name| std::env::var(name).ok())
+            {
+                return Err(wrong(told));
+            }
             let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
             Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(wrong)?
         }
@@ -71,7 +75,8 @@ pub(super) async fn clients(connection: &Connection) -> Result<Clients, ConnectE
 /// a repeated create is not harmless.
 fn client(config: &Config, token: Option<&TokenFile>) -> Result<Client, ConnectError> {
     if config.proxy_url.is_some() {
-        return Err(wrong("proxies (proxy-url, HTTPS_PROXY) are not supported"));
+        // Not reached: told by name before.
+        return Err(wrong("proxies are not supported"));
     }
     let mut tcp = legacy::connect::HttpConnector::new();
     tcp.enforce_http(false);

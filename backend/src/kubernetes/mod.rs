@@ -8,6 +8,7 @@ mod error;
 mod files;
 mod frames;
 mod limit;
+mod proxy;
 mod pump;
 mod token;
 mod watch;

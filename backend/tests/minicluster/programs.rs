@@ -117,3 +117,39 @@ async fn programs_with_pods_of_their_own_lose_no_output_and_leave_nothing() {
     world.no_pods().await;
     world.end(1).await;
 }
+
+/// docs/compatibility.md, "The image's ENTRYPOINT and CMD".
+#[tokio::test(flavor = "multi_thread")]
+async fn an_images_entrypoint_runs_where_a_shell_is_the_images_own_command_and_nowhere_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ran = dir.path().join("ran");
+    // It tells that it ran on the way that can't be lost: what a bare program says before the attach can be.
+    let script = format!("echo \"$0 $*\" >> {}; read line; echo \"read $line\"; exit 6", ran.display());
+    let image = Image {
+        entrypoint: ["/bin/sh", "-c", &script, "entrypoint"].map(str::to_owned).to_vec(),
+        ..Image::host().with_cmd(["cmd", "of image"])
+    };
+    let shell = || with(open::Program::Shell(v1::Shell {}));
+    let own = ("read echo sh; exit 5\n", 6);
+    for (mode, pod, container, open, entrypoint, (stdout, code)) in [
+        ("session", "shellCommand: []", "", shell(), Some("entrypoint cmd of image\n"), own),
+        // `args` take CMD's place; a `command` of the container's own is dropped.
+        ("session", "shellCommand: []", "args: [args]", shell(), Some("entrypoint args\n"), own),
+        ("session", "shellCommand: []", "command: [/bin/sh]", shell(), Some("entrypoint cmd of image\n"), own),
+        ("session", "shellCommand: [/bin/sh]", "", shell(), None, ("sh\n", 5)),
+        ("session", "shellCommand: []", "", exec("echo exec; exit 4"), None, ("exec\n", 4)),
+        ("connection", "shellCommand: [/bin/sh]", "", shell(), None, ("sh\n", 5)),
+        ("connection", "shellCommand: [/bin/sh]", "", exec("echo exec; exit 4"), None, ("exec\n", 4)),
+    ] {
+        let case = format!("mode {mode}, {pod}, {container}");
+        let spec = format!("{{containers: [{{name: shell, image: 'entry:1', {container}}}]}}");
+        let pod = format!("mode: {mode}, {pod}, spec: {spec}");
+        let world = World::with_images(&pod, [("entry:1", image.clone())]).await;
+        let handle = world.connect(1).await.handle;
+        let all = world.run(&handle, &open, b"echo sh; exit 5\n").await;
+        assert_eq!((all.text().as_str(), all.exit.clone()), (stdout, Some(End::Code(code))), "{case}: {all:?}");
+        assert_eq!(std::fs::read_to_string(&ran).ok().as_deref(), entrypoint, "{case}");
+        let _ = std::fs::remove_file(&ran);
+        world.end(1).await;
+    }
+}

@@ -24,6 +24,7 @@ pub use podbay_backend_core::{
 pub use podbay_minicluster::{
     Action, Minicluster, Options,
     faults::{Break, Fault, Real},
+    image::Image,
 };
 pub use podbay_runtime::config::Document;
 pub use prometheus_client::registry::Registry;
@@ -49,8 +50,15 @@ pub struct World {
 
 impl World {
     pub async fn new(pod: &str) -> Self {
+        Self::with_images(pod, []).await
+    }
+
+    /// With further images.
+    pub async fn with_images(pod: &str, images: impl IntoIterator<Item = (&str, Image)>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let minicluster = Minicluster::start(Options::new(listener)).await.expect("a minicluster");
+        let mut options = Options::new(listener);
+        options.images.extend(images.into_iter().map(|(name, image)| (name.to_owned(), image)));
+        let minicluster = Minicluster::start(options).await.expect("a minicluster");
         let dir = tempfile::tempdir().expect("a directory");
         let kubeconfig = dir.path().join("kubeconfig");
         std::fs::write(&kubeconfig, minicluster.kubeconfig()).expect("written");

@@ -3,6 +3,7 @@
 use super::{Conn, watch::Watch};
 use crate::{
     auth::{Permits, Subject, Verdict, certificate_metadata},
+    config::Config,
     metrics::{Method, Outcome},
 };
 use podbay_runtime::{codes, webhook::Facts};
@@ -49,6 +50,8 @@ struct Offered {
     user: String,
     key: PublicKey,
     verdict: Verdict,
+    /// By which configuration. It counts under no other.
+    by: Arc<Config>,
 }
 
 /// Whom a webhook is asked about.
@@ -100,13 +103,14 @@ impl Login {
         if self.offers > MAX_OFFERS {
             return Err(Error::NoAuthMethod);
         }
-        if !self.conn.config.auth.authorities.is_empty() {
+        let config = self.judge();
+        if !config.auth.authorities.is_empty() {
             // russh shows the key of a certificate here and not the certificate: what it is shows with the signature.
             return Ok(Auth::Accept);
         }
-        let verdict = self.of_key(user, offer.public_key, offer.algorithm).await?;
+        let verdict = self.of_key(&config, user, offer.public_key, offer.algorithm).await?;
         if matches!(verdict, Verdict::Accepted(_)) {
-            self.offered = Some(Offered { user: user.to_owned(), key: offer.public_key.clone(), verdict });
+            self.offered = Some(Offered { user: user.to_owned(), key: offer.public_key.clone(), verdict, by: config });
             return Ok(Auth::Accept);
         }
         self.failed(user, Method::PublicKey, &verdict)
@@ -114,9 +118,11 @@ impl Login {
 
     /// A key has signed.
     pub async fn key_signed(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Error> {
-        match self.of_key(user, key.public_key, key.algorithm).await? {
+        let config = self.judge();
+        match self.of_key(&config, user, key.public_key, key.algorithm).await? {
             Verdict::Accepted(known) => {
-                self.proven(user, Method::PublicKey, known, Some(fingerprint(key.public_key))).await
+                let key = fingerprint(key.public_key);
+                self.proven(&config, user, Method::PublicKey, known, Some(key)).await
             }
             verdict @ (Verdict::Refused | Verdict::Unavailable) => self.failed(user, Method::PublicKey, &verdict),
         }
@@ -124,14 +130,15 @@ impl Login {
 
     /// The key of a certificate has signed.
     pub async fn certificate(&mut self, user: &str, certificate: &Certificate) -> Result<Auth, Error> {
-        let conn = Arc::clone(&self.conn);
+        let (conn, config) = (Arc::clone(&self.conn), self.judge());
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        match conn.config.auth.authorities.check(certificate, user, conn.remote, now) {
+        match config.auth.authorities.check(certificate, user, conn.remote, now) {
             Ok(permits) => {
                 let known = Facts { metadata: certificate_metadata(certificate), ..Facts::default() };
                 let key = fingerprint(&PublicKey::new(certificate.public_key().clone(), ""));
                 let id: String = certificate.key_id().chars().take(256).collect();
-                let auth = self.proven(user, Method::Certificate, known, Some(format!("{key} ({id:?})"))).await?;
+                let key = Some(format!("{key} ({id:?})"));
+                let auth = self.proven(&config, user, Method::Certificate, known, key).await?;
                 if auth == Auth::Accept {
                     self.permits = permits;
                 }
@@ -148,11 +155,10 @@ impl Login {
     pub async fn password(&mut self, user: &str, password: &str) -> Result<Auth, Error> {
         let password = Zeroizing::new(password.to_owned());
         let not_before = Instant::now() + WRONG_PASSWORD;
-        let conn = Arc::clone(&self.conn);
-        let config = &conn.config;
+        let (conn, config) = (Arc::clone(&self.conn), self.judge());
         let verdict = self.answer(config.auth.password(&config.users, subject(&conn, user), password)).await?;
         if let Verdict::Accepted(known) = verdict {
-            return self.proven(user, Method::Password, known, None).await;
+            return self.proven(&config, user, Method::Password, known, None).await;
         }
         sleep_until(not_before).await;
         self.failed(user, Method::Password, &verdict)
@@ -166,8 +172,15 @@ impl Login {
         self.conn.server.login(&self.conn, &self.user, std::mem::take(&mut self.known), self.permits.restrictions());
     }
 
+    /// What an attempt that begins now is judged by, to its end: the process's configuration, and not the one that the connection
+    /// came under. Whoever was taken out of it is out, connected or not.
+    fn judge(&self) -> Arc<Config> {
+        Arc::clone(&self.conn.server.current().config)
+    }
+
     fn methods(&self) -> MethodSet {
-        self.conn.config.auth.methods(&self.conn.config.users)
+        let config = self.judge();
+        config.auth.methods(&config.users)
     }
 
     /// Waits for the answer to an attempt, unless the client leaves: then nobody is asked any more.
@@ -182,25 +195,37 @@ impl Login {
     }
 
     /// What is said of a key. Asked once, whether it is offered or signed with first.
-    async fn of_key(&mut self, user: &str, key: &PublicKey, algorithm: &Algorithm) -> Result<Verdict, Error> {
+    async fn of_key(
+        &mut self,
+        config: &Arc<Config>,
+        user: &str,
+        key: &PublicKey,
+        algorithm: &Algorithm,
+    ) -> Result<Verdict, Error> {
         if is_sha1(algorithm) {
             return Ok(Verdict::Refused);
         }
-        if let Some(offered) =
-            self.offered.take_if(|offered| offered.user == user && offered.key.key_data() == key.key_data())
-        {
+        if let Some(offered) = self.offered.take_if(|offered| {
+            offered.user == user && offered.key.key_data() == key.key_data() && Arc::ptr_eq(&offered.by, config)
+        }) {
             return Ok(offered.verdict);
         }
         let conn = Arc::clone(&self.conn);
-        let config = &conn.config;
         self.answer(config.auth.key(&config.users, subject(&conn, user), key, algorithm)).await
     }
 
     /// The user has proven to be who it says: now whether it may log in.
-    async fn proven(&mut self, user: &str, method: Method, known: Facts, key: Option<String>) -> Result<Auth, Error> {
+    async fn proven(
+        &mut self,
+        config: &Config,
+        user: &str,
+        method: Method,
+        known: Facts,
+        key: Option<String>,
+    ) -> Result<Auth, Error> {
         let conn = Arc::clone(&self.conn);
         let retried = conn.retried.load(Ordering::Relaxed);
-        let verdict = self.answer(conn.config.auth.authorize(subject(&conn, user), known)).await?;
+        let verdict = self.answer(config.auth.authorize(subject(&conn, user), known)).await?;
         if let Verdict::Accepted(known) = &verdict {
             let authenticated = known.authenticated.as_deref().filter(|name| *name != user);
             let code = codes::SSH_AUTH_SUCCESSFUL;

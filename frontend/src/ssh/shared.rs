@@ -46,7 +46,7 @@ pub struct Conn {
     pub version: Arc<OnceLock<String>>,
     /// The process.
     pub server: Arc<Server>,
-    /// What counted when it came, and counts for it to its end.
+    /// What counted when it came, and counts for it to its end. Not for who may log in: that is the process's, of the moment.
     pub config: Arc<Config>,
     /// Its read gate.
     pub gate: Gate,

@@ -74,14 +74,8 @@ fn read(section: &mut Section, url: Option<String>, budget: Option<Duration>) ->
             section.refuse(key, "the suites and groups of TLS are rustls's own, all of them sound: leave it out");
         }
     }
-    let old = match section.or("tlsVersion", "1.3".to_owned()).as_str() {
-        "" | "1.3" => false,
-        "1.2" => true,
-        _ => {
-            section.mistake("tlsVersion", "must be 1.2 or 1.3: the lowest version that is taken");
-            false
-        }
-    };
+    // The lowest that is taken.
+    let old = section.word("tlsVersion", &[("1.2", true), ("1.3", false)], "1.3").unwrap_or(false);
     let mut text = |key: &str| {
         let given: Secret = section.get(key)?;
         if let Some(file) = PemText::file(given.expose()) {

@@ -113,7 +113,7 @@ fn keys_are_checked() {
         ("url: 'http://x', timeout: 1ms", "w.timeout: must be at least 100ms"),
         ("url: 'http://x', allowRedirects: true", "w.allowRedirects: redirects are never followed"),
         ("url: 'http://x', cipher: [a]", "w.cipher: is not supported"),
-        ("url: 'http://x', tlsVersion: '1.1'", "w.tlsVersion: must be"),
+        ("url: 'http://x', tlsVersion: '1.1'", "w.tlsVersion: \"1.1\" is none of 1.2, 1.3"),
         ("url: 'https://x', cert: /nosuch", "w.cert: /nosuch: "),
         ("url: 'https://x', cacert: '-----BEGIN'", "w.cacert: TLS: "),
         ("timeout: 1s", "w.timeout: says how"),
