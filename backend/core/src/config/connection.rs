@@ -116,7 +116,12 @@ impl Explicit {
             let inline = section.get::<Secret>(key).filter(|secret| !secret.expose().is_empty());
             inline.map(Pem::Inline).or(file.map(Pem::File))
         };
-        let (cert, key, cacert) = (pem("cert", "certFile"), pem("key", "keyFile"), pem("cacert", "cacertFile"));
+        let (mut cert, key, cacert) = (pem("cert", "certFile"), pem("key", "keyFile"), pem("cacert", "cacertFile"));
+        if key.is_none() && cacert.is_some() && cert.take().is_some() {
+            // As the stock client. ContainerSSH 0.3 has the CA's file here by default, and files that name it there.
+            let at = if section.has("cert") { "cert" } else { "certFile" };
+            section.warn(at, "has no effect without key or keyFile; a CA belongs into cacertFile");
+        }
         let qps = section.filled("qps", 5.0_f64);
         let burst = section.filled("burst", 10_u32);
 
@@ -125,6 +130,7 @@ impl Explicit {
             section.mistake(key, text);
             good = false;
         };
+        let path = path.trim_end_matches('/').to_owned();
         if !path.ends_with("/api") {
             wrong("path", format!("{path:?} does not end in /api"));
         }

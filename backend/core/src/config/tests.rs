@@ -172,6 +172,16 @@ fn every_mistake_is_told_with_its_place() {
     }
 }
 
+/// As the stock client: files of ContainerSSH 0.3 have the CA there.
+#[test]
+fn a_certificate_without_key_has_no_effect_where_the_ca_is_given() {
+    let text = "kubernetes: {connection: {host: h, path: /api/, certFile: /ca.crt, cacert: x}, pod: {disableAgent: true}}";
+    let Connection::Explicit(explicit) = read(text).expect("good").connection else { panic!("not explicit") };
+    assert_eq!((explicit.cert, explicit.path.as_str()), (None, "/api"));
+    let found = read(&text.replace(", cacert: x", "")).expect_err("most likely the CA");
+    assert!(found.iter().any(|mistake| mistake.contains("connection.certFile: needs key or keyFile")), "{found:?}");
+}
+
 #[test]
 fn a_host_without_scheme_never_gets_credentials_in_clear() {
     let url = |keys: &str| {
