@@ -25,7 +25,9 @@ pub fn main(arguments: &Arguments) -> ExitCode {
 fn owner(path: &str) -> &'static str {
     match path.split(['.', '[']).next().unwrap_or_default() {
         "log" => "both",
-        "listen" | "ssh" | "users" | "auth" | "authz" | "frontend" | "metrics" | "health" | "audit" | "geoip" => "frontend",
+        "listen" | "ssh" | "users" | "auth" | "authz" | "frontend" | "metrics" | "health" | "audit" | "geoip" => {
+            "frontend"
+        }
         _ => "backend",
     }
 }

@@ -124,7 +124,9 @@ pub async fn ask(client: &Client, subject: Subject<'_>, question: &Question, kno
         debug!(%connection, user, authtype, code, reason, tries, "the authentication webhook {error}");
     };
     debug!(%connection, user, authtype, code = codes::AUTH, "asking the authentication webhook");
-    let asked = client.ask(question.path(), &body(&subject, question, known, client.endpoint().of_0_4), counted, read, failed).await;
+    let asked = client
+        .ask(question.path(), &body(&subject, question, known, client.endpoint().of_0_4), counted, read, failed)
+        .await;
     let (verdict, tries) = match asked {
         Ok(answer) => (answer.value.map_or(Verdict::Refused, Verdict::Accepted), answer.tries),
         Err(why) => {
@@ -188,10 +190,15 @@ mod tests {
             with(json!({"passwordBase64": "cMOkPw=="}))
         );
         let key = "ssh-ed25519 AAAA".to_owned();
-        assert_eq!(body(&subject(), &Question::PublicKey(key.clone()), &none, false), with(json!({"publicKey": "ssh-ed25519 AAAA"})));
+        assert_eq!(
+            body(&subject(), &Question::PublicKey(key.clone()), &none, false),
+            with(json!({"publicKey": "ssh-ed25519 AAAA"}))
+        );
         assert_eq!(
             body(&subject(), &Question::PublicKey(key), &none, true),
-            with(json!({"publicKey": "ssh-ed25519 AAAA", "remoteAddress": "2001:db8::1", "sessionId": "ab".repeat(16)}))
+            with(
+                json!({"publicKey": "ssh-ed25519 AAAA", "remoteAddress": "2001:db8::1", "sessionId": "ab".repeat(16)})
+            )
         );
         assert_eq!(
             body(&subject(), &Question::Authorization, &known, false),

@@ -15,11 +15,11 @@ pub use penalties::PenaltyConfig;
 pub use ssh::{HostKeys, SshConfig};
 
 use crate::auth::{AuthConfig, Users};
-use std::net::SocketAddr;
 use podbay_runtime::{
     config::{Document, Mistake, Mistakes, Section},
     telemetry::Log,
 };
+use std::net::SocketAddr;
 
 /// Sections that belong to the backend.
 const BACKENDS: [&str; 7] = ["kubernetes", "kuberun", "grpc", "ownership", "security", "backend", "configserver"];
@@ -202,7 +202,8 @@ security: {anything: goes}
     /// ContainerSSH 0.3 dumps all that it knows.
     #[test]
     fn what_is_too_weak_is_left_out_of_a_list_with_a_warning() {
-        let config = read(&format!("ssh: {{macs: [hmac-sha2-256, hmac-sha1-96], ciphers: [aes256-ctr, arcfour]}}\n{MINIMAL}"));
+        let config =
+            read(&format!("ssh: {{macs: [hmac-sha2-256, hmac-sha1-96], ciphers: [aes256-ctr, arcfour]}}\n{MINIMAL}"));
         let config = config.expect("a configuration");
         assert_eq!((config.ssh.algorithms.macs.len(), config.ssh.algorithms.ciphers.len()), (1, 1));
         assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);

@@ -68,7 +68,8 @@ fn group(name: &str) -> Option<Option<NamedGroup>> {
 fn suite(name: &str) -> Option<Option<CipherSuite>> {
     let plain = name.replace('-', "_").replace("AES128", "AES_128").replace("AES256", "AES_256").replace("WITH_", "");
     let plain = plain.strip_prefix("TLS_").unwrap_or(&plain);
-    let plain = plain.strip_suffix("POLY1305_SHA256").map_or_else(|| plain.to_owned(), |rest| format!("{rest}POLY1305"));
+    let plain =
+        plain.strip_suffix("POLY1305_SHA256").map_or_else(|| plain.to_owned(), |rest| format!("{rest}POLY1305"));
     match plain.as_str() {
         "AES_128_GCM_SHA256" | "AES_256_GCM_SHA384" | "CHACHA20_POLY1305" => Some(None),
         "ECDHE_ECDSA_AES_128_GCM_SHA256" => Some(Some(TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256)),
@@ -113,7 +114,11 @@ mod tests {
         assert_eq!((groups.len(), suites), (3, 2));
         let one = "curves: 'prime256v1:secp521r1', cipher: ECDHE-RSA-AES128-GCM-SHA256";
         assert_eq!(left(&read(one).expect("one")), (vec![NamedGroup::secp256r1], 1));
-        for name in ["TLS_ECDHE_RSA_AES_256_GCM_SHA384", "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305", "ECDHE-RSA-CHACHA20-POLY1305"] {
+        for name in [
+            "TLS_ECDHE_RSA_AES_256_GCM_SHA384",
+            "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305",
+            "ECDHE-RSA-CHACHA20-POLY1305",
+        ] {
             assert_eq!(left(&read(&format!("cipher: [{name}]")).expect(name)).1, 1, "{name}");
         }
     }

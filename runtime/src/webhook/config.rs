@@ -113,7 +113,8 @@ fn read(section: &mut Section, url: Option<String>, budget: Option<Duration>) ->
         Ok((secure, host, port, path)) => {
             let tls = if secure {
                 let identity = cert.as_ref().zip(key.as_ref());
-                let config = tls::web_client(ca.as_ref(), identity, old, &choice).map_err(|error| ("cacert", error.to_string()));
+                let config =
+                    tls::web_client(ca.as_ref(), identity, old, &choice).map_err(|error| ("cacert", error.to_string()));
                 let name = ServerName::try_from(host.clone()).map_err(|error| ("url", error.to_string()));
                 match config.and_then(|config| name.map(|name| (config, name))) {
                     Ok(tls) => Some(tls),

@@ -214,7 +214,9 @@ async fn the_server_is_checked_and_knows_its_client() {
     };
     let identity = "cert: DIR/client.pem, key: DIR/client.key";
     // The last as ContainerSSH dumps it.
-    for more in ["", ", curves: [x25519, secp256r1, secp384r1, secp521r1], cipher: [TLS_AES_128_GCM_SHA256], tlsVersion: 1.2"] {
+    for more in
+        ["", ", curves: [x25519, secp256r1, secp384r1, secp521r1], cipher: [TLS_AES_128_GCM_SHA256], tlsVersion: 1.2"]
+    {
         let client = with("localhost", &format!("cacert: DIR/ca, {identity}{more}"));
         assert_eq!(ask(&client).await.expect("in"), json!({"in": true}));
     }

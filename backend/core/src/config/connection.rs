@@ -137,7 +137,8 @@ impl Explicit {
         if cert.is_some() != key.is_some() {
             let (there, missing) = if cert.is_some() { ("cert", "key") } else { ("key", "cert") };
             let at = if section.has(there) { there.to_owned() } else { format!("{there}File") };
-            wrong(&at, format!("needs {missing} or {missing}File as well"));
+            let hint = if there == "cert" { "; the API server's CA belongs into cacertFile" } else { "" };
+            wrong(&at, format!("needs {missing} or {missing}File as well{hint}"));
         }
         // The stock Kubernetes client's rules: one way to say who we are, and a password belongs to a user.
         if username.is_some() && (bearer_token.is_some() || bearer_token_file.is_some()) {

@@ -322,7 +322,7 @@ kuberun: {connection: {host: h, insecure: true, timeout: 4s}, timeout: 5s, pod: 
             settings.overlaid(config.as_object().expect("an object").clone())
         };
         let read = over(json!({"host": "h", "bearerToken": "t", "qps": 5, "cert": ""})).expect("the same");
-        assert_eq!(read.pod.shell.first().map(String::as_str), Some("/bin/zsh"));
+        assert_eq!(read.pod.shell_command.first().map(String::as_str), Some("/bin/zsh"));
         for other in [json!({"host": "i"}), json!({"host": "h", "cacert": "c"})] {
             assert!(over(other.clone()).expect_err("another").contains("config.kubernetes.connection"), "{other}");
         }

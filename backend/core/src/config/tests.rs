@@ -175,7 +175,8 @@ fn every_mistake_is_told_with_its_place() {
 /// As the stock client: files of ContainerSSH 0.3 have the CA there.
 #[test]
 fn a_certificate_without_key_has_no_effect_where_the_ca_is_given() {
-    let text = "kubernetes: {connection: {host: h, path: /api/, certFile: /ca.crt, cacert: x}, pod: {disableAgent: true}}";
+    let text =
+        "kubernetes: {connection: {host: h, path: /api/, certFile: /ca.crt, cacert: x}, pod: {disableAgent: true}}";
     let Connection::Explicit(explicit) = read(text).expect("good").connection else { panic!("not explicit") };
     assert_eq!((explicit.cert, explicit.path.as_str()), (None, "/api"));
     let found = read(&text.replace(", cacert: x", "")).expect_err("most likely the CA");
