@@ -153,7 +153,6 @@ security: {anything: goes}
         let found = |needle: &str| mistakes.iter().any(|mistake| mistake.contains(needle));
         for needle in [
             "ssh.listen",
-            "arcfour",
             "nosuch",
             "ssh.serverVersion",
             "ssh.hostkeys",
@@ -257,7 +256,6 @@ sshproxy: {anything: goes}
                 "log.file: there is no directory for /nosuch/x: make it first",
             ),
             ("log: {format: xml}", "log.format: \"xml\" is none of plain, json, ljson, text"),
-            ("listen: '0.0.0.0:22'", "listen: is not supported: it has been ssh.listen"),
         ] {
             let told = read(&format!("{text}\n{MINIMAL}")).expect_err(text);
             assert!(told.len() == 1 && told[0].contains(wanted), "{text}: {told:?}");
