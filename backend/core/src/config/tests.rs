@@ -92,7 +92,7 @@ fn every_mistake_is_told_with_its_place() {
             "pod.agentInjection: changes pods that we make",
         ),
         ("kubernetes: {pod: {agentInjection: {enabled: true}}}", "agentInjection.image: must name the image"),
-        ("kubernetes: {pod: {agentInjection: {enabled: yes}}}", "agentInjection.enabled: expected true or false"),
+        ("kubernetes: {pod: {agentInjection: {enabled: maybe}}}", "agentInjection.enabled: expected true or false"),
         ("kubernetes: {pod: {agentInjection: {imagePullPolicy: x}}}", "\"x\" is none of Always, IfNotPresent, Never"),
         (
             "kubernetes: {pod: {agentInjection: {resources: {limit: {}}}}}",
