@@ -18,6 +18,8 @@ pub struct Node {
     pub(super) value: Value,
     /// Line and column, from 1.
     pub(super) at: (u64, u64),
+    /// Where what an alias stands for is; else the same.
+    defined: (u64, u64),
     /// A number or truth value as the file spells it (`1.20`, `True`), where that shows.
     spelled: Option<Box<str>>,
 }
@@ -52,7 +54,7 @@ impl Value {
 impl Node {
     /// A value at a place.
     pub(super) const fn new(value: Value, at: (u64, u64)) -> Self {
-        Self { value, at, spelled: None }
+        Self { value, at, defined: at, spelled: None }
     }
 
     /// The text of a scalar, also of a number or a truth value: as the file spells it, for `1.20` may be a password.
@@ -83,8 +85,8 @@ impl Node {
         match &mut self.value {
             Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
                 let place = |n: u64| usize::try_from(n).ok()?.checked_sub(1);
-                let line = place(self.at.0).and_then(|line| lines.get(line));
-                let from = place(self.at.1).zip(line).map(|(column, line)| line.chars().skip(column));
+                let line = place(self.defined.0).and_then(|line| lines.get(line));
+                let from = place(self.defined.1).zip(line).map(|(column, line)| line.chars().skip(column));
                 let word: String = from
                     .into_iter()
                     .flatten()
@@ -156,7 +158,8 @@ impl Node {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Raw>::deserialize(deserializer)?;
-        Ok(Self::new(spanned.value.0, (spanned.referenced.line(), spanned.referenced.column())))
+        let at = (spanned.referenced.line(), spanned.referenced.column());
+        Ok(Self { defined: (spanned.defined.line(), spanned.defined.column()), ..Self::new(spanned.value.0, at) })
     }
 }
 

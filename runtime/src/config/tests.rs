@@ -237,7 +237,7 @@ fn numbers_and_truth_values_are_text_as_the_file_spells_them() {
                 on: [yes, Off, true, \"n\"]\nlast: 1_0\n";
     let found = mistakes(text, |root| {
         let a: Vec<String> = root.get("a").expect("a list");
-        assert_eq!(a, ["1.20", "True", "007", "0x1F", "-5", "1.5", "1.5", "plain"]);
+        assert_eq!(a, ["1.20", "True", "007", "0x1F", "-5", "1.50", "1.50", "plain"]);
         let spec: Spec = root.serde("spec").expect("a spec");
         assert_eq!((spec.host_name.as_deref(), spec.containers[0].image.as_str()), (Some("1.10"), "true"));
         assert_eq!(spec.containers[0].port, Some(80));
