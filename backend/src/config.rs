@@ -64,7 +64,7 @@ pub struct Tls {
 }
 
 /// Sections that belong to the frontend, which serves `metrics` and `health` too; the backend's are `grpc.adminListen`'s.
-const FRONTENDS: [&str; 8] = ["ssh", "users", "frontend", "auth", "audit", "geoip", "metrics", "health"];
+const FRONTENDS: [&str; 9] = ["listen", "ssh", "users", "frontend", "auth", "audit", "geoip", "metrics", "health"];
 
 /// ContainerSSH's other backends. Their sections stand in files that it has dumped; which backend counts, `backend` says.
 const OTHER_BACKENDS: [&str; 3] = ["docker", "dockerrun", "sshproxy"];
@@ -93,7 +93,6 @@ impl Config {
             root.ignore(key);
         }
         root.refuse("authz", "it is auth.authz");
-        root.refuse("listen", "it has been ssh.listen since ContainerSSH 0.4");
         let config = Self { settings: settings?, webhook, grpc: grpc?, log, warnings: Vec::new() };
         files::check(&config, root);
         Some(config)

@@ -24,8 +24,10 @@ pub fn main(arguments: &Arguments) -> ExitCode {
 /// Who reads a section.
 fn owner(path: &str) -> &'static str {
     match path.split(['.', '[']).next().unwrap_or_default() {
-        "log" | "listen" => "both",
-        "ssh" | "users" | "auth" | "authz" | "frontend" | "metrics" | "health" | "audit" | "geoip" => "frontend",
+        "log" => "both",
+        "listen" | "ssh" | "users" | "auth" | "authz" | "frontend" | "metrics" | "health" | "audit" | "geoip" => {
+            "frontend"
+        }
         _ => "backend",
     }
 }
@@ -75,7 +77,7 @@ const SINCE: [(&str, &str); 50] = [
     ("kubernetes.timeouts.podSt", "0.4"),
     ("kubernetes.timeouts.signal", "0.4"),
     ("kubernetes.timeouts.window", "0.4"),
-    ("listen", "0.3, until 0.4"),
+    ("listen", "0.3, deprecated in 0.4"),
     ("log", "0.3"),
     ("log.destination", "0.4"),
     ("log.file", "0.4"),

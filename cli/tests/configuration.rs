@@ -46,7 +46,7 @@ log: {level: notice, format: ljson, destination: stdout}
 fn check_says_what_is_wrong_in_all_files_and_exits_2() {
     let dir = Dir::new();
     let good = dir.write("good.yaml", KUBERNETES);
-    let bad = dir.write("bad.yaml", "kubernetes:\n  podd: {}\nssh:\n  listn: x\n  banner: 5\n");
+    let bad = dir.write("bad.yaml", "kubernetes:\n  podd: {}\nssh:\n  listn: x\n  banner: [5]\n");
     let run = podbay(&["check", &good]);
     assert_eq!(run.status.code(), Some(0), "{run:?}");
     assert_eq!(text(&run.stdout), format!("{good}: no mistakes\n"));
@@ -59,7 +59,7 @@ fn check_says_what_is_wrong_in_all_files_and_exits_2() {
     for wanted in [
         &format!("{bad}:2:3: kubernetes.podd: unknown key; did you mean pod?"),
         &format!("{bad}:4:3: ssh.listn: unknown key; did you mean listen?"),
-        &format!("{bad}:5:11: ssh.banner: expected text, found a number"),
+        &format!("{bad}:5:11: ssh.banner: expected text, found a list"),
         &"/nonexistent/file: can't be read".to_owned(),
     ] {
         assert!(told.contains(wanted), "{wanted} is not in {told}");

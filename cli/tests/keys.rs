@@ -148,8 +148,6 @@ fn a_slip_in_any_key_is_told_with_what_was_meant() {
 const REFUSED: &[(&str, &str)] = &[
     ("auth.oauth2", "let a webhook check passwords, or sign user certificates"),
     ("authz", "it is auth.authz"),
-    ("configserver.cipher", "leave it out"),
-    ("configserver.curves", "leave it out"),
     ("kubernetes.connection.insecure", "give cacertFile"),
     ("kubernetes.connection.timeout", "kubernetes.timeouts.http bounds requests"),
     ("kubernetes.metadata", "it belongs into kubernetes.pod.metadata"),
@@ -168,20 +166,11 @@ const REFUSED: &[(&str, &str)] = &[
     ("kuberun.podSpec", "belongs into pod.podSpec"),
     ("kuberun.spec", "belongs into pod.podSpec"),
     ("kuberun.timeouts", "kuberun has one timeout for all, and connection.timeout"),
-    ("listen", "it has been ssh.listen since ContainerSSH 0.4"),
     ("security.command.deny", "use mode: filter and allow"),
     ("ssh.perSourcePenalties.crash", "authfail, noauth and grace-exceeded are"),
     ("ssh.perSourcePenalties.invaliduser", "authfail, noauth and grace-exceeded are"),
     ("ssh.perSourcePenalties.overflow6", "authfail, noauth and grace-exceeded are"),
     ("ssh.perSourcePenalties.refuseconnection", "authfail, noauth and grace-exceeded are"),
-    ("auth.authz.webhook.cipher", "leave it out"),
-    ("auth.authz.webhook.curves", "leave it out"),
-    ("auth.cipher", "leave it out"),
-    ("auth.curves", "leave it out"),
-    ("auth.password.webhook.cipher", "leave it out"),
-    ("auth.password.webhook.curves", "leave it out"),
-    ("auth.publicKey.webhook.cipher", "leave it out"),
-    ("auth.publicKey.webhook.curves", "leave it out"),
 ];
 
 /// A key in block style, and where it stands: line and column.

@@ -237,7 +237,12 @@ mod tests {
     async fn fetch_tls(at: std::net::SocketAddr, ca: &str, identity: Option<(&str, &str)>) -> io::Result<String> {
         let pem = |text: &str| tls::PemText::read(text).expect("read").expect("not empty");
         let identity = identity.map(|(cert, key)| (pem(cert), pem(key)));
-        let config = tls::web_client(Some(&pem(ca)), identity.as_ref().map(|(cert, key)| (cert, key)), false);
+        let config = tls::web_client(
+            Some(&pem(ca)),
+            identity.as_ref().map(|(cert, key)| (cert, key)),
+            false,
+            &tls::Choice::default(),
+        );
         let connector = tokio_rustls::TlsConnector::from(config.expect("a client"));
         let stream = tokio::net::TcpStream::connect(at).await?;
         let mut stream = connector.connect("localhost".try_into().expect("a name"), stream).await?;
@@ -260,6 +265,7 @@ mod tests {
             key: source(path("server.key")),
             client_ca: Some(source(client_ca.clone())),
             old: false,
+            choice: tls::Choice::default(),
         };
         let followed = Followed::web_server(web).expect("a server");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");

@@ -145,7 +145,7 @@ pub const ABSENT: &[(&str, &str)] = &[
     ("AUTHZ_FAILED", "`AUTH_FAILED` with `authtype` `authorization`, as there"),
     ("AUTH_OAUTH*", "OAuth2 is not built; `OAUTH_*`, `GITHUB_*`, `OIDC_*`, `GENERIC_*` neither"),
     ("KRB_*", "Kerberos is not built"),
-    ("CONFIG_LISTEN_DEPRECATED", "a top-level `listen` is refused"),
+    ("CONFIG_LISTEN_DEPRECATED", "a top-level `listen` is a warning of the configuration, which names it"),
     ("HTTP_CLIENT_REDIRECT", "redirects are never followed"),
     ("HTTP_CLIENT_ENCODE_FAILED", "can't happen"),
     ("HTTP_SERVER_*", "the client of `metrics` or `health` is gone"),

@@ -120,6 +120,7 @@ async fn an_answer_makes_the_pod_and_what_sessions_need_of_it_is_in_the_handle()
         asked,
         [json!({
             "username": "ada", "authenticatedUsername": "Ada", "remoteAddress": "[2001:db8::1]:4022", "clientVersion": "SSH-2.0-x",
+            "remoteAddr": "2001:db8::1", "sessionId": world::id(1),
             "connectionId": world::id(1), "metadata": {"team": {"value": "red", "sensitive": false}},
         })]
     );

@@ -4,7 +4,7 @@ use crate::metrics::Metrics;
 use podbay::ConnectionId;
 use podbay_runtime::{
     codes,
-    webhook::{CallError, Client, Facts, Json},
+    webhook::{CallError, Client, Facts, Json, as_named},
 };
 use serde_json::{Map, Value, json};
 use std::{
@@ -72,17 +72,21 @@ impl Question {
     }
 }
 
-/// The question's JSON. What is known goes with it, but nothing sensitive.
-fn body(subject: &Subject<'_>, question: &Question, known: &Facts) -> Value {
+/// The question's JSON. What is known goes with it, but nothing sensitive. `of_0_4`: `remoteAddress` is the address alone, as servers of
+/// ContainerSSH 0.4 expect it; `sessionId` is theirs too.
+fn body(subject: &Subject<'_>, question: &Question, known: &Facts, of_0_4: bool) -> Value {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     let mut body = Map::new();
     for (key, value) in [
         ("username", subject.user.to_owned()),
-        ("remoteAddress", subject.remote.to_string()),
+        ("remoteAddress", if of_0_4 { subject.remote.ip().to_string() } else { subject.remote.to_string() }),
         ("connectionId", subject.connection.to_string()),
         ("clientVersion", subject.version.to_owned()),
     ] {
         body.insert(key.to_owned(), Value::String(value));
+    }
+    if of_0_4 {
+        body.insert("sessionId".to_owned(), Value::String(subject.connection.to_string()));
     }
     known.put(&mut body, false);
     let own = match question {
@@ -97,6 +101,7 @@ fn body(subject: &Subject<'_>, question: &Question, known: &Facts) -> Value {
 /// An answer, strictly; `None` = `success` is false or absent.
 fn read(answer: Value) -> Result<Option<Facts>, String> {
     let Value::Object(mut object) = answer else { return Err("it is no JSON object".to_owned()) };
+    as_named(&mut object, &["success"]);
     let success = match object.remove("success") {
         None | Some(Value::Null) => false,
         Some(Value::Bool(success)) => success,
@@ -119,7 +124,9 @@ pub async fn ask(client: &Client, subject: Subject<'_>, question: &Question, kno
         debug!(%connection, user, authtype, code, reason, tries, "the authentication webhook {error}");
     };
     debug!(%connection, user, authtype, code = codes::AUTH, "asking the authentication webhook");
-    let asked = client.ask(question.path(), &body(&subject, question, known), counted, read, failed).await;
+    let asked = client
+        .ask(question.path(), &body(&subject, question, known, client.endpoint().of_0_4), counted, read, failed)
+        .await;
     let (verdict, tries) = match asked {
         Ok(answer) => (answer.value.map_or(Verdict::Refused, Verdict::Accepted), answer.tries),
         Err(why) => {
@@ -179,13 +186,22 @@ mod tests {
         };
         let none = Facts::default();
         assert_eq!(
-            body(&subject(), &Question::Password(Zeroizing::new("pä?".to_owned())), &none),
+            body(&subject(), &Question::Password(Zeroizing::new("pä?".to_owned())), &none, false),
             with(json!({"passwordBase64": "cMOkPw=="}))
         );
         let key = "ssh-ed25519 AAAA".to_owned();
-        assert_eq!(body(&subject(), &Question::PublicKey(key), &none), with(json!({"publicKey": "ssh-ed25519 AAAA"})));
         assert_eq!(
-            body(&subject(), &Question::Authorization, &known),
+            body(&subject(), &Question::PublicKey(key.clone()), &none, false),
+            with(json!({"publicKey": "ssh-ed25519 AAAA"}))
+        );
+        assert_eq!(
+            body(&subject(), &Question::PublicKey(key), &none, true),
+            with(
+                json!({"publicKey": "ssh-ed25519 AAAA", "remoteAddress": "2001:db8::1", "sessionId": "ab".repeat(16)})
+            )
+        );
+        assert_eq!(
+            body(&subject(), &Question::Authorization, &known, false),
             with(json!({"authenticatedUsername": "Alice", "metadata": {"t": {"value": "1", "sensitive": false}}}))
         );
     }
@@ -195,6 +211,8 @@ mod tests {
         assert_eq!(read(json!({})), Ok(None));
         assert_eq!(read(json!({"success": false, "metadata": {"a": {"value": "b"}}})), Ok(None));
         assert_eq!(read(json!({"success": true})), Ok(Some(Facts::default())));
+        // As Go reads JSON.
+        assert_eq!(read(json!({"Success": true, "ConnectionID": "x"})), Ok(Some(Facts::default())));
         for wrong in
             [json!([]), json!({"success": 1}), json!({"success": "true"}), json!({"success": true, "sucess": 1})]
         {

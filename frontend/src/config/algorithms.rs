@@ -27,6 +27,10 @@ impl Default for Algorithms {
                 kex::DH_G16_SHA512,
                 kex::DH_G18_SHA512,
                 kex::DH_G14_SHA256,
+                // ContainerSSH's, for clients that have nothing else in common with the above (JSch 0.1).
+                kex::ECDH_SHA2_NISTP521,
+                kex::ECDH_SHA2_NISTP384,
+                kex::ECDH_SHA2_NISTP256,
             ],
             macs: vec![mac::HMAC_SHA256_ETM, mac::HMAC_SHA512_ETM, mac::HMAC_SHA256, mac::HMAC_SHA512],
         }
@@ -66,7 +70,7 @@ const MACS: [mac::Name; 6] = [
     mac::HMAC_SHA1_ETM,
 ];
 
-/// ContainerSSH takes these, and they are too weak to offer.
+/// ContainerSSH takes these, and they are too weak to offer: they are left out of lists, which ContainerSSH 0.3 dumps with them.
 const BROKEN: [&str; 7] = [
     "aes128-cbc",
     "arcfour256",
@@ -95,12 +99,17 @@ fn list<N: AsRef<str> + Copy>(ssh: &mut Section, key: &str, known: &[N], default
     for name in &names {
         match known.iter().find(|known| known.as_ref() == name) {
             Some(known) => found.push(*known),
-            None if BROKEN.contains(&name.as_str()) => ssh.mistake(key, format!("{name} is broken and is not offered")),
+            None if BROKEN.contains(&name.as_str()) => {
+                ssh.warn(key, format!("{name} is broken and is not offered: take it out"));
+            }
             None => {
                 let names: Vec<&str> = known.iter().map(AsRef::as_ref).collect();
                 ssh.mistake(key, format!("{name} is not known here; known are {}", names.join(", ")));
             }
         }
+    }
+    if found.is_empty() && !names.is_empty() && names.iter().all(|name| BROKEN.contains(&name.as_str())) {
+        ssh.mistake(key, "names only what is broken and not offered: leave the key out, or name others");
     }
     if found.is_empty() { default } else { found }
 }

@@ -29,7 +29,10 @@ pub(super) fn from_section(mut auth: Section) -> AuthConfig {
         auth.mistake("password", "is true or false only beside auth.url; here it is a map with method: webhook");
     }
     // Without url it tells of keys that make no sense alone.
-    let client = endpoint(&mut auth, BUDGET).map(Client::new);
+    let client = endpoint(&mut auth, BUDGET).map(|mut endpoint| {
+        endpoint.of_0_4 = true;
+        Client::new(endpoint)
+    });
     if legacy {
         config.warnings.push(LEGACY.to_owned());
         config.password = client.clone().filter(|_| password);
@@ -157,6 +160,7 @@ mod tests {
         assert_eq!(config.warnings.len(), 1);
         let endpoint = config.password.as_ref().expect("a client").endpoint();
         assert_eq!((endpoint.timeout, endpoint.budget), (Duration::from_secs(3), Duration::from_secs(20)));
+        assert!(endpoint.of_0_4);
         let config = read(
             "auth: {url: 'http://old', password: {method: webhook, webhook: {url: 'http://new'}}, keyboardInteractive: {method: ''}}",
         )
@@ -170,7 +174,8 @@ mod tests {
   trustedUserCAKeys: [ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti ca]",
         )
         .expect("0.5");
-        assert!(config.password.is_none() && config.public_key.is_some() && config.authz.is_some());
+        assert!(config.password.is_none() && config.public_key.is_some());
+        assert!(!config.authz.expect("a client").endpoint().of_0_4);
         assert!(!config.authorities.is_empty() && config.warnings.is_empty());
         assert!(!read("auth: {}").expect("nothing").lets_anybody_in());
     }

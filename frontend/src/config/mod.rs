@@ -19,6 +19,7 @@ use podbay_runtime::{
     config::{Document, Mistake, Mistakes, Section},
     telemetry::Log,
 };
+use std::net::SocketAddr;
 
 /// Sections that belong to the backend.
 const BACKENDS: [&str; 7] = ["kubernetes", "kuberun", "grpc", "ownership", "security", "backend", "configserver"];
@@ -69,15 +70,30 @@ impl Config {
         for section in NOT_BUILT {
             root.refuse(section, "this version has not built it yet");
         }
-        root.refuse("listen", "it has been ssh.listen since ContainerSSH 0.4");
         let operations = Operations::from_root(&mut root);
         let log = Log::from_section(&mut root.section("log"));
-        let ssh = SshConfig::from_section(root.section("ssh"));
+        let mut ssh = SshConfig::from_section(root.section("ssh"));
+        if let Some(listen) = old_listen(&mut root)
+            && ssh.listen == SshConfig::default().listen
+        {
+            ssh.listen = listen;
+        }
         let auth = auth::from_section(root.section("auth"));
         let users = users::from_root(&mut root, auth.lets_anybody_in());
         let frontend = FrontendConfig::from_section(root.section("frontend"));
         Some(Self { ssh, auth, users, frontend: frontend?, operations, log, warnings: Vec::new() })
     }
+}
+
+/// `listen` of 0.3, which counts in ContainerSSH 0.4 where `ssh.listen` is not given, or is the default.
+fn old_listen(root: &mut Section) -> Option<SocketAddr> {
+    if root.text("listen").is_some_and(|text| text.is_empty()) {
+        root.ignore("listen");
+        return None;
+    }
+    let listen = root.get("listen");
+    root.warn_key("listen", "is deprecated (CONFIG_LISTEN_DEPRECATED): it has been ssh.listen since ContainerSSH 0.4");
+    listen
 }
 
 #[cfg(test)]
@@ -137,7 +153,6 @@ security: {anything: goes}
         let found = |needle: &str| mistakes.iter().any(|mistake| mistake.contains(needle));
         for needle in [
             "ssh.listen",
-            "arcfour",
             "nosuch",
             "ssh.serverVersion",
             "ssh.hostkeys",
@@ -167,6 +182,32 @@ security: {anything: goes}
         .expect("a configuration");
         assert_eq!(config.ssh.client_alive_interval, None);
         assert_eq!(config.ssh.algorithms.kex.len(), 2);
+    }
+
+    #[test]
+    fn listen_of_0_3_counts_where_the_new_key_says_nothing() {
+        for (keys, listen) in [
+            ("listen: '127.0.0.1:1'", "127.0.0.1:1"),
+            ("listen: '127.0.0.1:1'\nssh: {listen: '0.0.0.0:2222'}", "127.0.0.1:1"),
+            ("listen: '127.0.0.1:1'\nssh: {listen: '127.0.0.1:2'}", "127.0.0.1:2"),
+            ("listen: ''", "0.0.0.0:2222"),
+        ] {
+            let config = read(&format!("{keys}\n{MINIMAL}")).expect(keys);
+            assert_eq!(config.ssh.listen.to_string(), listen, "{keys}");
+            assert_eq!(config.warnings.len(), usize::from(!keys.contains("''")), "{keys}");
+        }
+    }
+
+    /// ContainerSSH 0.3 dumps all that it knows.
+    #[test]
+    fn what_is_too_weak_is_left_out_of_a_list_with_a_warning() {
+        let config =
+            read(&format!("ssh: {{macs: [hmac-sha2-256, hmac-sha1-96], ciphers: [aes256-ctr, arcfour]}}\n{MINIMAL}"));
+        let config = config.expect("a configuration");
+        assert_eq!((config.ssh.algorithms.macs.len(), config.ssh.algorithms.ciphers.len()), (1, 1));
+        assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+        let mistakes = read(&format!("ssh: {{macs: [hmac-sha1-96]}}\n{MINIMAL}")).expect_err("nothing is left");
+        assert!(mistakes[0].contains("ssh.macs: names only what is broken and not offered"), "{mistakes:?}");
     }
 
     #[test]
@@ -215,7 +256,6 @@ sshproxy: {anything: goes}
                 "log.file: there is no directory for /nosuch/x: make it first",
             ),
             ("log: {format: xml}", "log.format: \"xml\" is none of plain, json, ljson, text"),
-            ("listen: '0.0.0.0:22'", "listen: is not supported: it has been ssh.listen"),
         ] {
             let told = read(&format!("{text}\n{MINIMAL}")).expect_err(text);
             assert!(told.len() == 1 && told[0].contains(wanted), "{text}: {told:?}");

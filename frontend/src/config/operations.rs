@@ -3,7 +3,7 @@
 
 use podbay_runtime::{
     config::{Secret, Section},
-    tls::{Followed, PemSource, WebServer},
+    tls::{Choice, Followed, PemSource, WebServer},
     webhook::{Client, endpoint_at},
 };
 use rustls::ServerConfig;
@@ -114,13 +114,7 @@ fn server(section: &mut Section, enable: bool, port: u16) -> ServerAt {
     }
     match (cert, key) {
         (Some(cert), Some(key)) => {
-            for key in ["curves", "cipher"] {
-                if section.has(key) {
-                    let text = "is not supported with TLS: the suites and groups are rustls's own, all of them sound: leave it out";
-                    section.mistake(key, text);
-                }
-            }
-            let made_of = WebServer { cert, key, client_ca, old };
+            let made_of = WebServer { cert, key, client_ca, old, choice: Choice::read(section) };
             match Followed::web_server(made_of.clone()) {
                 Ok(tls) => ServerAt { listen, tls: Some(tls), made_of: Some(made_of) },
                 Err(error) => {

@@ -8,7 +8,7 @@ use super::{
 use std::{
     collections::BTreeMap,
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     rc::Rc,
     str::FromStr,
@@ -53,13 +53,8 @@ impl FromNode for String {
     }
 
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
-        match &node.value {
-            Value::Text(text) => Ok(text.clone()),
-            Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
-                problem(node, format!("expected text, found {}: put it in quotes", node.value.kind()))
-            }
-            Value::Null | Value::List(_) | Value::Map(_) => expected(node, "text"),
-        }
+        // As Go's readers of YAML: `tlsVersion: 1.2` needs no quotes.
+        node.scalar().map_or_else(|| expected(node, "text"), |text| Ok(text.into_owned()))
     }
 }
 
@@ -95,10 +90,7 @@ impl FromNode for bool {
     }
 
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
-        match &node.value {
-            Value::Bool(value) => Ok(*value),
-            _ => expected(node, "true or false"),
-        }
+        node.truth().map_or_else(|| expected(node, "true or false"), Ok)
     }
 }
 
@@ -208,7 +200,15 @@ impl FromNode for SocketAddr {
     }
 
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {
-        parsed(node, "an address with port, such as 0.0.0.0:2222 or [::]:2222")
+        // As Go listens: without a host everywhere, IPv4 and IPv6.
+        let text = String::from_node(node)?;
+        let at = |ip: IpAddr, port: &str| Some(Self::new(ip, port.parse().ok()?));
+        let short = match text.rsplit_once(':') {
+            Some(("", port)) => at(Ipv6Addr::UNSPECIFIED.into(), port),
+            Some(("localhost", port)) => at(Ipv4Addr::LOCALHOST.into(), port),
+            _ => None,
+        };
+        short.map_or_else(|| parsed(node, "an address with port, such as 0.0.0.0:2222 or [::]:2222"), Ok)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::files::Seen;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value as Json;
 use serde_yaml::Spanned;
-use std::{cell::RefCell, fmt, path::Path, rc::Rc};
+use std::{borrow::Cow, cell::RefCell, fmt, path::Path, rc::Rc};
 
 /// A value and where it stands.
 #[derive(Debug, Clone)]
@@ -18,6 +18,10 @@ pub struct Node {
     pub(super) value: Value,
     /// Line and column, from 1.
     pub(super) at: (u64, u64),
+    /// Where what an alias stands for is; else the same.
+    defined: (u64, u64),
+    /// A number or truth value as the file spells it (`1.20`, `True`), where that shows.
+    spelled: Option<Box<str>>,
 }
 
 /// What a node holds. Scalars are resolved by YAML 1.2's core schema.
@@ -48,6 +52,67 @@ impl Value {
 }
 
 impl Node {
+    /// A value at a place.
+    pub(super) const fn new(value: Value, at: (u64, u64)) -> Self {
+        Self { value, at, defined: at, spelled: None }
+    }
+
+    /// The text of a scalar, also of a number or a truth value: as the file spells it, for `1.20` may be a password.
+    pub(super) fn scalar(&self) -> Option<Cow<'_, str>> {
+        match (&self.value, &self.spelled) {
+            (Value::Text(text), _) => Some(Cow::Borrowed(text)),
+            (_, Some(spelled)) => Some(Cow::Borrowed(spelled)),
+            (Value::Bool(value), None) => Some(Cow::Owned(value.to_string())),
+            (Value::Int(value), None) => Some(Cow::Owned(value.to_string())),
+            (Value::Float(value), None) => Some(Cow::Owned(value.to_string())),
+            (Value::Null | Value::List(_) | Value::Map(_), None) => None,
+        }
+    }
+
+    /// The truth value, also by YAML 1.1's words.
+    pub(super) fn truth(&self) -> Option<bool> {
+        let is = |words: [&str; 4], text: &str| words.iter().any(|word| word.eq_ignore_ascii_case(text));
+        match &self.value {
+            Value::Bool(value) => Some(*value),
+            Value::Text(text) if is(["y", "yes", "on", "true"], text) => Some(true),
+            Value::Text(text) if is(["n", "no", "off", "false"], text) => Some(false),
+            _ => None,
+        }
+    }
+
+    /// Notes how numbers and truth values are spelled.
+    fn spell(&mut self, lines: &[&str]) {
+        match &mut self.value {
+            Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
+                let place = |n: u64| usize::try_from(n).ok()?.checked_sub(1);
+                let line = place(self.defined.0).and_then(|line| lines.get(line));
+                let from = place(self.defined.1).zip(line).map(|(column, line)| line.chars().skip(column));
+                let word: String = from
+                    .into_iter()
+                    .flatten()
+                    .take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '+' | '-' | '_'))
+                    .collect();
+                // A place that is not the scalar's own (an anchor, a tag) begins otherwise.
+                self.spelled = Some(word.into()).filter(|word: &Box<str>| self.is_spelled(word));
+            }
+            Value::List(items) => items.iter_mut().filter_map(Rc::get_mut).for_each(|item| item.spell(lines)),
+            Value::Map(entries) => {
+                entries.iter_mut().filter_map(|(_, _, item)| Rc::get_mut(item)).for_each(|item| item.spell(lines));
+            }
+            Value::Null | Value::Text(_) => {}
+        }
+    }
+
+    fn is_spelled(&self, word: &str) -> bool {
+        match &self.value {
+            Value::Bool(value) => word.eq_ignore_ascii_case(&value.to_string()),
+            Value::Int(_) | Value::Float(_) => {
+                word.trim_start_matches(['+', '-', '.']).starts_with(|c: char| c.is_ascii_digit())
+            }
+            _ => false,
+        }
+    }
+
     /// The same as JSON.
     pub(super) fn to_json(&self) -> Json {
         match &self.value {
@@ -58,7 +123,11 @@ impl Node {
                 (_, Ok(value)) => value.into(),
                 _ => (*value as f64).into(),
             },
-            Value::Float(value) => (*value).into(),
+            Value::Float(value) => match &self.spelled {
+                // `1.20` must not come out as `1.2` where it is a label's value.
+                Some(spelled) if **spelled != value.to_string() => Json::String(spelled.to_string()),
+                _ => (*value).into(),
+            },
             Value::Text(text) => Json::String(text.clone()),
             Value::List(items) => items.iter().map(|item| item.to_json()).collect(),
             Value::Map(entries) => entries.iter().map(|(key, _, value)| (key.clone(), value.to_json())).collect(),
@@ -82,14 +151,15 @@ impl Node {
                 Value::Map(map.iter().map(entry).collect())
             }
         };
-        Self { value, at: (0, 0) }
+        Self::new(value, (0, 0))
     }
 }
 
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Raw>::deserialize(deserializer)?;
-        Ok(Self { at: (spanned.referenced.line(), spanned.referenced.column()), value: spanned.value.0 })
+        let at = (spanned.referenced.line(), spanned.referenced.column());
+        Ok(Self { defined: (spanned.defined.line(), spanned.defined.column()), ..Self::new(spanned.value.0, at) })
     }
 }
 
@@ -184,6 +254,8 @@ impl Noted {
 pub struct Document {
     root: Rc<Node>,
     sink: Sink,
+    /// It is JSON, in which ContainerSSH finds keys in any case.
+    json: bool,
 }
 
 impl Document {
@@ -212,24 +284,26 @@ impl Document {
     /// Reads text; `name` stands in messages.
     pub fn parse(name: &str, text: &str) -> Result<Self, Mistakes> {
         let text = source::without_mark(text);
-        let root = if text.lines().all(|line| line.trim_start().starts_with('#') || line.trim().is_empty()) {
-            Node { value: Value::Map(Vec::new()), at: (1, 1) }
+        let mut root = if text.lines().all(|line| line.trim_start().starts_with('#') || line.trim().is_empty()) {
+            Node::new(Value::Map(Vec::new()), (1, 1))
         } else {
             serde_yaml::from_str_with_options::<Node>(text, options()).map_err(|error| source::syntax(name, &error))?
         };
-        Ok(Self { root: Rc::new(root), sink: Sink::new(name) })
+        root.spell(&text.lines().collect::<Vec<_>>());
+        let json = Path::new(name).extension().is_some_and(|end| end.eq_ignore_ascii_case("json"));
+        Ok(Self { root: Rc::new(root), sink: Sink::new(name), json })
     }
 
     /// What was no file: `name` stands in messages, and there are no lines.
     pub fn from_value(name: &str, value: &Json) -> Self {
-        Self { root: Rc::new(Node::from_json(value)), sink: Sink::new(name) }
+        Self { root: Rc::new(Node::from_json(value)), sink: Sink::new(name), json: true }
     }
 
     /// A document that is not there: its sections note what readers ask for ([`Self::notes`]).
     pub fn describing() -> Self {
         let mut sink = Sink::new("");
         sink.describing = true;
-        Self { root: Rc::new(Node { value: Value::Map(Vec::new()), at: (1, 1) }), sink }
+        Self { root: Rc::new(Node::new(Value::Map(Vec::new()), (1, 1))), sink, json: false }
     }
 
     /// The whole document as it stands, secrets and all: to be written anew, never to be logged.
@@ -249,7 +323,8 @@ impl Document {
 
     /// The whole document as a section.
     pub fn root(&self) -> Section {
-        Section::new(Some(Rc::clone(&self.root)), self.root.at, String::new(), self.sink.clone())
+        let root = Section::new(Some(Rc::clone(&self.root)), self.root.at, String::new(), self.sink.clone());
+        if self.json { root.in_any_case() } else { root }
     }
 
     /// What was read from the document, or every mistake in it. A reader that gives nothing has recorded why; should one
@@ -271,7 +346,8 @@ impl Document {
     }
 }
 
-/// YAML 1.2's booleans only: `y`, `no` and `on` are text, as in every current Kubernetes tool.
+/// YAML 1.2's booleans only: `y`, `no` and `on` are text, as in every current Kubernetes tool, but where only a truth value can stand
+/// ([`Node::truth`]).
 fn options() -> serde_yaml::Options {
     serde_yaml::options! { strict_booleans: true, leading_zero_numbers_as_strings: true }
 }

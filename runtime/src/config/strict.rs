@@ -127,6 +127,25 @@ impl<'de> Deserializer<'de> for Place<'_> {
         self.here(read)
     }
 
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failed> {
+        match self.node.truth() {
+            Some(value) => self.here(visitor.visit_bool(value)),
+            None => self.deserialize_any(visitor),
+        }
+    }
+
+    /// As Kubernetes' reader of YAML, which knows the field's type: the value of a label or a variable may be a bare number.
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failed> {
+        match self.node.scalar() {
+            Some(text) => self.here(visitor.visit_str(&text)),
+            None => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failed> {
+        self.deserialize_str(visitor)
+    }
+
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failed> {
         match &self.node.value {
             Value::Null => visitor.visit_none(),
@@ -163,7 +182,7 @@ impl<'de> Deserializer<'de> for Place<'_> {
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
+        i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf unit unit_struct seq tuple
         tuple_struct map identifier ignored_any
     }
 }

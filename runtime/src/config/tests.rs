@@ -14,7 +14,7 @@ fn mistakes(text: &str, read: impl FnOnce(&mut Section)) -> Vec<String> {
 #[test]
 fn every_mistake_is_listed_in_order_with_its_place() {
     let text =
-        "ssh:\n  listen: nowhere\n  clientAliveIntervall: 5s\n  max: -1\nusers:\n- name: 5\n- nme: a\nother: 1\n";
+        "ssh:\n  listen: nowhere\n  clientAliveIntervall: 5s\n  max: -1\nusers:\n- name: [5]\n- nme: a\nother: 1\n";
     let found = mistakes(text, |root| {
         let mut ssh = root.section("ssh");
         ssh.get::<std::net::SocketAddr>("listen");
@@ -30,7 +30,7 @@ fn every_mistake_is_listed_in_order_with_its_place() {
             "f.yaml:2:11: ssh.listen: \"nowhere\" is not an address with port, such as 0.0.0.0:2222 or [::]:2222",
             "f.yaml:3:3: ssh.clientAliveIntervall: unknown key; did you mean clientAliveInterval?",
             "f.yaml:4:8: ssh.max: -1 is out of range: expected 0 to 65535",
-            "f.yaml:6:9: users[0].name: expected text, found a number: put it in quotes",
+            "f.yaml:6:9: users[0].name: expected text, found a list",
             "f.yaml:7:3: users[1].name: is missing",
             "f.yaml:7:3: users[1].nme: unknown key; did you mean name?",
             "f.yaml:8:1: other: unknown key",
@@ -111,7 +111,7 @@ fn a_file_is_text_of_a_bounded_size() {
 
 #[test]
 fn json_is_told_of_by_line_and_column_too() {
-    let text = "{\n\t\"a\": {\"b\": \"1 min\", \"c\\/\": 1},\r\n\t\"list\": [{\"name\": 5}],\n\t\"smile\": \"\\ud83d\\ude00\"\n}\n";
+    let text = "{\n\t\"a\": {\"b\": \"1 min\", \"c\\/\": 1},\r\n\t\"list\": [{\"name\": {}}],\n\t\"smile\": \"\\ud83d\\ude00\"\n}\n";
     let found = mistakes(text, |root| {
         root.section("a").get::<Duration>("b");
         for mut item in root.list("list") {
@@ -124,7 +124,7 @@ fn json_is_told_of_by_line_and_column_too() {
         [
             "f.yaml:2:13: a.b: not a duration: write for example 60s, 1m30s, 500ms or 2h (units: ns, us, ms, s, m, h)",
             "f.yaml:2:22: a.c/: unknown key",
-            "f.yaml:3:20: list[0].name: expected text, found a number: put it in quotes",
+            "f.yaml:3:20: list[0].name: expected text, found a map",
         ]
     );
     // As ContainerSSH's own dump: whole nanoseconds.
@@ -228,6 +228,61 @@ fn keys_are_found_in_any_case_where_that_is_asked() {
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[0].starts_with("f.yaml:2:23: a.spec.hostname: is given twice"), "{found:?}");
     assert!(found[1].starts_with("f.yaml:3:3: a.SPEC: is given twice"), "{found:?}");
+}
+
+/// What ContainerSSH's reader takes of YAML, and Kubernetes' of its own types.
+#[test]
+fn numbers_and_truth_values_are_text_as_the_file_spells_them() {
+    let text = "a: [1.20, True, 007, 0x1F, -5, &x 1.50, *x, plain]\nspec: {hostName: 1.10, containers: [{image: true, port: 80}]}\n\
+                on: [yes, Off, true, \"n\"]\nlast: 1_0\n";
+    let found = mistakes(text, |root| {
+        let a: Vec<String> = root.get("a").expect("a list");
+        assert_eq!(a, ["1.20", "True", "007", "0x1F", "-5", "1.50", "1.50", "plain"]);
+        let spec: Spec = root.serde("spec").expect("a spec");
+        assert_eq!((spec.host_name.as_deref(), spec.containers[0].image.as_str()), (Some("1.10"), "true"));
+        assert_eq!(spec.containers[0].port, Some(80));
+        assert_eq!(root.value("spec").expect("a value")["hostName"], "1.10");
+        assert_eq!(root.get::<Vec<bool>>("on"), Some(vec![true, false, true, false]));
+        assert_eq!(root.get::<String>("last").as_deref(), Some("1_0"));
+    });
+    assert!(found.is_empty(), "{found:?}");
+    let found = mistakes("a: maybe\nb: 1\n", |root| {
+        root.get::<bool>("a");
+        root.get::<bool>("b");
+    });
+    assert_eq!(
+        found,
+        ["f.yaml:1:4: a: expected true or false, found text", "f.yaml:2:4: b: expected true or false, found a number"]
+    );
+}
+
+/// As Go listens.
+#[test]
+fn an_address_without_host_is_everywhere() {
+    let text = "a: ':22'\nb: localhost:80\nc: ':x'\nd: example.org:80\n";
+    let found = mistakes(text, |root| {
+        let mut at = |key| root.get::<std::net::SocketAddr>(key).map(|at| at.to_string());
+        assert_eq!((at("a").as_deref(), at("b").as_deref()), (Some("[::]:22"), Some("127.0.0.1:80")));
+        assert_eq!((at("c"), at("d")), (None, None));
+    });
+    assert_eq!(found.len(), 2, "{found:?}");
+}
+
+/// As Go reads JSON.
+#[test]
+fn keys_of_a_json_file_are_found_in_any_case() {
+    let text = r#"{"SSH": {"Listen": ":22", "Labels": {"A": "b", "a": "c"}}}"#;
+    let read = |name: &str| {
+        let document = Document::parse(name, text).expect("JSON");
+        let mut root = document.root();
+        let mut ssh = root.section("ssh");
+        let listen = ssh.get::<std::net::SocketAddr>("listen").is_some();
+        let labels = ssh.get::<std::collections::BTreeMap<String, String>>("labels").map_or(0, |labels| labels.len());
+        drop((ssh, root));
+        (listen, labels, document.finish().is_ok())
+    };
+    assert_eq!(read("f.json"), (true, 2, true));
+    assert_eq!(read("f.yaml"), (false, 0, false));
 }
 
 #[test]

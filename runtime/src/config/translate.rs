@@ -30,7 +30,7 @@ impl Section {
     pub fn translated(&mut self, keys: &[(&'static str, Moved<'_>)]) -> Self {
         let (mut entries, mut names) = (Vec::new(), Vec::new());
         for (key, moved) in keys {
-            let made = |value| Some((self.at(), Rc::new(Node { value, at: self.at() })));
+            let made = |value| Some((self.at(), Rc::new(Node::new(value, self.at()))));
             let found = match moved {
                 Moved::From(old) | Moved::Below(_, old) => {
                     self.ignore(old);
@@ -49,13 +49,13 @@ impl Section {
             let node = match moved {
                 Moved::Below(below, _) => {
                     let place = node.at;
-                    Rc::new(Node { value: Value::Map(vec![((*below).to_owned(), at, node)]), at: place })
+                    Rc::new(Node::new(Value::Map(vec![((*below).to_owned(), at, node)]), place))
                 }
                 _ => node,
             };
             entries.push(((*key).to_owned(), at, node));
         }
-        let node = Node { value: Value::Map(entries), at: self.at() };
+        let node = Node::new(Value::Map(entries), self.at());
         self.in_other_words(Rc::new(node), names)
     }
 

@@ -2,9 +2,11 @@
 //! connections, and the names in a peer's certificate. One stack: rustls with ring.
 
 mod accept;
+mod choice;
 mod follow;
 
 pub use accept::{Accepted, Limits, Refused, incoming, incoming_web};
+pub use choice::Choice;
 pub use follow::{Checked, Followed};
 
 use crate::config::Section;
@@ -207,6 +209,8 @@ pub struct WebServer {
     pub client_ca: Option<PemSource>,
     /// TLS 1.2 is spoken too.
     pub old: bool,
+    /// Groups and suites.
+    pub choice: Choice,
 }
 
 impl WebServer {
@@ -216,7 +220,7 @@ impl WebServer {
 
     /// A server's side of HTTP/1.1.
     fn config(&self) -> Result<Arc<ServerConfig>, TlsError> {
-        let builder = ServerConfig::builder_with_provider(provider())
+        let builder = ServerConfig::builder_with_provider(chosen(&self.choice))
             .with_protocol_versions(&versions(self.old))
             .map_err(config)?;
         let builder = match &self.client_ca {
@@ -235,6 +239,12 @@ impl WebServer {
     }
 }
 
+fn chosen(choice: &Choice) -> Arc<rustls::crypto::CryptoProvider> {
+    let mut provider = rustls::crypto::ring::default_provider();
+    choice.narrow(&mut provider);
+    Arc::new(provider)
+}
+
 fn versions(old: bool) -> Vec<&'static rustls::SupportedProtocolVersion> {
     if old { vec![&rustls::version::TLS12, &rustls::version::TLS13] } else { vec![&rustls::version::TLS13] }
 }
@@ -248,7 +258,7 @@ fn root_store(ca: &PemText) -> Result<RootCertStore, TlsError> {
 }
 
 /// A client's side of HTTP/1.1: servers must show a certificate that `ca` signed, or, without it, one that the system trusts.
-/// `old` takes TLS 1.2 too.
+/// `old` takes TLS 1.2 too, `choice` some groups and suites only.
 ///
 /// # Errors
 /// What is wrong with the certificates and keys, or that the system trusts nobody.
@@ -256,6 +266,7 @@ pub fn web_client(
     ca: Option<&PemText>,
     identity: Option<(&PemText, &PemText)>,
     old: bool,
+    choice: &Choice,
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let roots = if let Some(ca) = ca {
         root_store(ca)?
@@ -267,7 +278,7 @@ pub fn web_client(
         }
         roots
     };
-    let builder = ClientConfig::builder_with_provider(provider())
+    let builder = ClientConfig::builder_with_provider(chosen(choice))
         .with_protocol_versions(&versions(old))
         .map_err(config)?
         .with_root_certificates(roots);

@@ -196,7 +196,8 @@ impl Client {
         } else {
             format!("{}:{}", at.host, at.port)
         };
-        let target = format!("{}{path}", at.path);
+        let below = if path.is_empty() { &at.path } else { at.path.trim_end_matches('/') };
+        let target = format!("{below}{path}");
         let target = if target.is_empty() { "/" } else { &target };
         let request = match body {
             Some(_) => Request::post(target)

@@ -2,7 +2,7 @@
 
 use crate::{
     config::{Secret, Section},
-    tls::{self, PemText},
+    tls::{self, Choice, PemText},
 };
 use hyper::Uri;
 use rustls::{ClientConfig, pki_types::ServerName};
@@ -22,6 +22,8 @@ pub struct Endpoint {
     pub timeout: Duration,
     /// All calls of one question.
     pub budget: Duration,
+    /// It was configured in ContainerSSH 0.4's form, and is asked as 0.4 does.
+    pub of_0_4: bool,
 }
 
 impl fmt::Debug for Endpoint {
@@ -55,7 +57,6 @@ fn read(section: &mut Section, url: Option<String>, budget: Option<Duration>) ->
         value
     };
     let timeout = bound("timeout", Duration::from_secs(2));
-    let once = budget.is_none();
     let budget = budget.map_or(timeout, |budget| bound("authTimeout", budget));
     if section.or("allowRedirects", false) {
         section.mistake(
@@ -65,15 +66,16 @@ fn read(section: &mut Section, url: Option<String>, budget: Option<Duration>) ->
     }
     // An empty url switches it off, and whatever stands beside that: ContainerSSH dumps all of it with its defaults.
     let off = section.text("url").is_some_and(|url| url.is_empty())
-        // What is asked once has a URL always, and without TLS these say nothing.
-        || once && url.as_ref().is_some_and(|url| url.starts_with("http:"));
-    for key in ["curves", "cipher"] {
-        if off {
+        // Without TLS these say nothing.
+        || url.as_ref().is_some_and(|url| url.starts_with("http:"));
+    let choice = if off {
+        for key in ["curves", "cipher"] {
             section.words(key);
-        } else {
-            section.refuse(key, "the suites and groups of TLS are rustls's own, all of them sound: leave it out");
         }
-    }
+        Choice::default()
+    } else {
+        Choice::read(section)
+    };
     // The lowest that is taken.
     let old = section.word("tlsVersion", &[("1.2", true), ("1.3", false)], "1.3").unwrap_or(false);
     let mut text = |key: &str| {
@@ -105,7 +107,8 @@ fn read(section: &mut Section, url: Option<String>, budget: Option<Duration>) ->
         Ok((secure, host, port, path)) => {
             let tls = if secure {
                 let identity = cert.as_ref().zip(key.as_ref());
-                let config = tls::web_client(ca.as_ref(), identity, old).map_err(|error| ("cacert", error.to_string()));
+                let config =
+                    tls::web_client(ca.as_ref(), identity, old, &choice).map_err(|error| ("cacert", error.to_string()));
                 let name = ServerName::try_from(host.clone()).map_err(|error| ("url", error.to_string()));
                 match config.and_then(|config| name.map(|name| (config, name))) {
                     Ok(tls) => Some(tls),
@@ -117,7 +120,7 @@ fn read(section: &mut Section, url: Option<String>, budget: Option<Duration>) ->
             } else {
                 None
             };
-            Some(Endpoint { url, host, port, path, tls, timeout, budget })
+            Some(Endpoint { url, host, port, path, tls, timeout, budget, of_0_4: false })
         }
         Err(why) => {
             section.mistake("url", why);
@@ -138,12 +141,8 @@ fn parse(url: &str) -> Result<(bool, String, u16, String), &'static str> {
     if authority.as_str().contains('@') {
         return Err("must hold no user name or password: webhooks know their callers by client certificates");
     }
-    // A path is put behind it as it is.
-    if url.ends_with('/') && whole.path() != "/" {
-        return Err("must not end in /: the path of the question is put behind it");
-    }
     let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
     let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let path = whole.path_and_query().map_or("", |path| path.as_str()).trim_end_matches('/').to_owned();
+    let path = whole.path_and_query().map_or("", |path| path.as_str()).to_owned();
     Ok((secure, host, port, path))
 }

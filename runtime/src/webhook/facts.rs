@@ -63,7 +63,9 @@ pub enum FactsError {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct JsonEntry {
+    #[serde(alias = "Value")]
     value: Option<String>,
+    #[serde(alias = "Sensitive")]
     sensitive: Option<bool>,
 }
 
@@ -85,6 +87,28 @@ impl fmt::Debug for Json {
     }
 }
 
+/// Gives keys of an answer their names where they differ in case only, as Go's reader of JSON finds them.
+pub fn as_named(object: &mut Map<String, Value>, names: &[&str]) {
+    for name in names.iter().filter(|name| !object.contains_key(**name)).copied().collect::<Vec<_>>() {
+        let found = object.keys().find(|key| key.eq_ignore_ascii_case(name)).cloned();
+        if let Some(value) = found.and_then(|key| object.remove(&key)) {
+            object.insert(name.to_owned(), value);
+        }
+    }
+}
+
+/// The keys that [`Json::take`] knows.
+const COMMON: [&str; 8] = [
+    "username",
+    "connectionId",
+    "clientVersion",
+    "remoteAddress",
+    "authenticatedUsername",
+    "metadata",
+    "environment",
+    "files",
+];
+
 impl Json {
     /// Takes the common keys out of an answer's object; what is left is the caller's own. The connection's own fields (`username`,
     /// `remoteAddress`, `connectionId`, `clientVersion`), which servers made with ContainerSSH's library repeat, are taken and forgotten.
@@ -100,6 +124,7 @@ impl Json {
             // serde's words could repeat a secret value.
             serde_json::from_value(value).map_err(|_| format!("{key} has not the right form"))
         }
+        as_named(object, &COMMON);
         for key in ["username", "connectionId", "clientVersion"] {
             one::<String>(object, key)?;
         }

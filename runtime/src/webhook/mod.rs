@@ -9,7 +9,7 @@ mod unique;
 
 pub use client::{Answer, CallError, Client, GaveUp};
 pub use config::{Endpoint, endpoint, endpoint_at};
-pub use facts::{Entry, Facts, FactsError, Json, MAX_FILES};
+pub use facts::{Entry, Facts, FactsError, Json, MAX_FILES, as_named};
 pub use metrics::{CallMetrics, Counted, Service};
 
 #[cfg(test)]

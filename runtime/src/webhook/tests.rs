@@ -109,19 +109,16 @@ fn keys_are_checked() {
     for (keys, told) in [
         ("url: 'ftp://x'", "w.url: must begin with https:// or http://"),
         ("url: 'https://a:b@x'", "w.url: must hold no user name"),
-        ("url: 'http://x/y/'", "w.url: must not end in /"),
         ("url: 'http://x', timeout: 1ms", "w.timeout: must be at least 100ms"),
         ("url: 'http://x', allowRedirects: true", "w.allowRedirects: redirects are never followed"),
-        ("url: 'http://x', cipher: [a]", "w.cipher: is not supported"),
+        ("url: 'https://x', cipher: [a]", "w.cipher: a is not known"),
         ("url: 'http://x', tlsVersion: '1.1'", "w.tlsVersion: \"1.1\" is none of 1.2, 1.3"),
         ("url: 'https://x', cert: /nosuch", "w.cert: /nosuch: "),
         ("url: 'https://x', cacert: '-----BEGIN'", "w.cacert: TLS: "),
         ("timeout: 1s", "w.timeout: says how"),
     ] {
         let document = Document::parse("t", &format!("w: {{{keys}}}")).expect("YAML");
-        assert!(
-            endpoint(&mut document.root().section("w"), Duration::from_mins(1)).is_none() || !keys.contains("//x/y/")
-        );
+        drop(endpoint(&mut document.root().section("w"), Duration::from_mins(1)));
         let mistakes = document.finish().expect_err(keys).to_string();
         assert!(mistakes.contains(told), "{keys}: {mistakes}");
     }
@@ -216,7 +213,13 @@ async fn the_server_is_checked_and_knows_its_client() {
         client(&format!("https://{host}:{port}"), &format!("authTimeout: 400ms, {keys}"))
     };
     let identity = "cert: DIR/client.pem, key: DIR/client.key";
-    assert_eq!(ask(&with("localhost", &format!("cacert: DIR/ca, {identity}"))).await.expect("in"), json!({"in": true}));
+    // The last as ContainerSSH dumps it.
+    for more in
+        ["", ", curves: [x25519, secp256r1, secp384r1, secp521r1], cipher: [TLS_AES_128_GCM_SHA256], tlsVersion: 1.2"]
+    {
+        let client = with("localhost", &format!("cacert: DIR/ca, {identity}{more}"));
+        assert_eq!(ask(&client).await.expect("in"), json!({"in": true}));
+    }
     for (host, keys) in [
         ("localhost", "cacert: DIR/ca".to_owned()),
         ("localhost", format!("cacert: DIR/other, {identity}")),

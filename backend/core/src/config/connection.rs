@@ -116,7 +116,12 @@ impl Explicit {
             let inline = section.get::<Secret>(key).filter(|secret| !secret.expose().is_empty());
             inline.map(Pem::Inline).or(file.map(Pem::File))
         };
-        let (cert, key, cacert) = (pem("cert", "certFile"), pem("key", "keyFile"), pem("cacert", "cacertFile"));
+        let (mut cert, key, cacert) = (pem("cert", "certFile"), pem("key", "keyFile"), pem("cacert", "cacertFile"));
+        if key.is_none() && cacert.is_some() && cert.take().is_some() {
+            // As the stock client. ContainerSSH 0.3 has the CA's file here by default, and files that name it there.
+            let at = if section.has("cert") { "cert" } else { "certFile" };
+            section.warn(at, "has no effect without key or keyFile; a CA belongs into cacertFile");
+        }
         let qps = section.filled("qps", 5.0_f64);
         let burst = section.filled("burst", 10_u32);
 
@@ -125,13 +130,15 @@ impl Explicit {
             section.mistake(key, text);
             good = false;
         };
+        let path = path.trim_end_matches('/').to_owned();
         if !path.ends_with("/api") {
             wrong("path", format!("{path:?} does not end in /api"));
         }
         if cert.is_some() != key.is_some() {
             let (there, missing) = if cert.is_some() { ("cert", "key") } else { ("key", "cert") };
             let at = if section.has(there) { there.to_owned() } else { format!("{there}File") };
-            wrong(&at, format!("needs {missing} or {missing}File as well"));
+            let hint = if there == "cert" { "; the API server's CA belongs into cacertFile" } else { "" };
+            wrong(&at, format!("needs {missing} or {missing}File as well{hint}"));
         }
         // The stock Kubernetes client's rules: one way to say who we are, and a password belongs to a user.
         if username.is_some() && (bearer_token.is_some() || bearer_token_file.is_some()) {

@@ -4,7 +4,10 @@
 //! key, and everything else replaces what the file says. The result is read and checked like a file.
 
 use super::{Backend, Kuberun, Mode, PodConfig, Security, Settings, Timeouts, kuberun, pods};
-use podbay_runtime::config::{Document, Section};
+use podbay_runtime::{
+    config::{Document, Section},
+    webhook::as_named,
+};
 use serde_json::{Map, Value};
 use std::fmt;
 
@@ -31,6 +34,8 @@ const WITHOUT_EFFECT: [&str; 13] = [
 pub struct Base {
     kubernetes: Value,
     kuberun: Value,
+    /// Their `connection`.
+    connections: (Value, Value),
 }
 
 impl fmt::Debug for Base {
@@ -44,12 +49,18 @@ impl Base {
     pub(super) fn of(root: &Section) -> Self {
         let section = |key| {
             let mut section = root.value(key).unwrap_or_default();
-            if let Value::Object(section) = &mut section {
-                section.remove("connection");
-            }
-            section
+            let connection = section.as_object_mut().and_then(|section| section.remove("connection"));
+            (section, connection.unwrap_or_default())
         };
-        Self { kubernetes: section("kubernetes"), kuberun: section("kuberun") }
+        let ((kubernetes, first), (kuberun, second)) = (section("kubernetes"), section("kuberun"));
+        Self { kubernetes, kuberun, connections: (first, second) }
+    }
+
+    const fn connection(&self, backend: Backend) -> &Value {
+        match backend {
+            Backend::Kubernetes => &self.connections.0,
+            Backend::Kuberun => &self.connections.1,
+        }
     }
 
     fn section(&self, backend: Backend) -> &Value {
@@ -71,6 +82,7 @@ impl Settings {
     /// What is wrong with it, for the log: the values in it may be the operator's secrets, and are not repeated.
     pub fn overlaid(&self, config: Map<String, Value>) -> Result<Self, String> {
         let mut config = pruned(config);
+        as_named(&mut config, &["backend", "security", "kubernetes", "kuberun"]);
         for section in WITHOUT_EFFECT {
             if config.remove(section).is_some() {
                 tracing::debug!(
@@ -94,7 +106,7 @@ impl Settings {
             Some(security) => overlaid_security(self.security.clone(), &security)?,
         };
         let name = backend.name();
-        let over = config.remove(name);
+        let mut over = config.remove(name);
         if let Some(other) = config.keys().find(|key| Backend::named(key).is_some()) {
             return Err(format!("config.{other}: the backend is {name}: leave it out, or give backend: {other} too"));
         }
@@ -104,7 +116,9 @@ impl Settings {
         if over.is_none() && backend == self.backend() {
             return Ok(Self { security, ..self.clone() });
         }
-        if over.as_ref().is_some_and(|over| over.get("connection").is_some()) {
+        // Servers that send a whole section repeat how the API is reached.
+        let repeated = over.as_mut().and_then(|over| over.as_object_mut()?.remove("connection"));
+        if repeated.is_some_and(|given| !is_part(&given, self.base.connection(backend))) {
             return Err(format!("config.{name}.connection: is the same for all connections: leave it out"));
         }
         let merged = merged(self.base.section(backend).clone(), over.unwrap_or_default());
@@ -168,6 +182,12 @@ fn pruned(map: Map<String, Value>) -> Map<String, Value> {
         other => Some(other),
     };
     map.into_iter().filter_map(|(key, value)| Some((key, prune(value)?))).collect()
+}
+
+/// Whether the file says all of it, in the same words.
+fn is_part(given: &Value, file: &Value) -> bool {
+    let says = |(key, value): (&String, &Value)| file.get(key).is_some_and(|said| said == value);
+    given.as_object().is_some_and(|given| given.iter().all(says))
 }
 
 fn merged(base: Value, over: Value) -> Value {
@@ -291,11 +311,28 @@ kuberun: {connection: {host: h, insecure: true, timeout: 4s}, timeout: 5s, pod: 
         assert_eq!((settings.kuberun, settings.pod.mode), (None, Mode::Connection));
     }
 
+    /// A server that sends its whole section says how the API is reached too.
+    #[test]
+    fn what_the_file_says_of_the_connection_may_be_repeated() {
+        let text = "kubernetes: {connection: {host: h, bearerToken: t, qps: 5}, pod: {disableAgent: true, metadata: {labels: {year: 2026}}}}";
+        let document = Document::parse("f", text).expect("YAML");
+        let settings = Settings::read(&mut document.root()).expect("settings");
+        let over = |connection: Value| {
+            let config = json!({"Kubernetes": {"connection": connection, "pod": {"shellCommand": ["/bin/zsh"]}}});
+            settings.overlaid(config.as_object().expect("an object").clone())
+        };
+        let read = over(json!({"host": "h", "bearerToken": "t", "qps": 5, "cert": ""})).expect("the same");
+        assert_eq!(read.pod.shell_command.first().map(String::as_str), Some("/bin/zsh"));
+        for other in [json!({"host": "i"}), json!({"host": "h", "cacert": "c"})] {
+            assert!(over(other.clone()).expect_err("another").contains("config.kubernetes.connection"), "{other}");
+        }
+    }
+
     #[test]
     fn what_cant_be_used_is_told() {
         for (config, told) in [
             (json!({"kubernetes": {"pod": {"sepc": {"a": 1}}}}), "unknown key"),
-            (json!({"kubernetes": {"pod": {"spec": {"containers": [{"image": 1}]}}}}), "containers[0].image"),
+            (json!({"kubernetes": {"pod": {"spec": {"containers": [{"image": [1]}]}}}}), "containers[0].image"),
             (
                 json!({"kubernetes": {"pod": {"metadata": {"namespace": "kube-system"}}}}),
                 "none of configserver.namespaces",

@@ -92,7 +92,7 @@ fn every_mistake_is_told_with_its_place() {
             "pod.agentInjection: changes pods that we make",
         ),
         ("kubernetes: {pod: {agentInjection: {enabled: true}}}", "agentInjection.image: must name the image"),
-        ("kubernetes: {pod: {agentInjection: {enabled: yes}}}", "agentInjection.enabled: expected true or false"),
+        ("kubernetes: {pod: {agentInjection: {enabled: maybe}}}", "agentInjection.enabled: expected true or false"),
         ("kubernetes: {pod: {agentInjection: {imagePullPolicy: x}}}", "\"x\" is none of Always, IfNotPresent, Never"),
         (
             "kubernetes: {pod: {agentInjection: {resources: {limit: {}}}}}",
@@ -170,6 +170,17 @@ fn every_mistake_is_told_with_its_place() {
         let found = read(text).expect_err(text);
         assert!(found.iter().any(|mistake| mistake.contains(expected)), "{text}: {found:?}");
     }
+}
+
+/// As the stock client: files of ContainerSSH 0.3 have the CA there.
+#[test]
+fn a_certificate_without_key_has_no_effect_where_the_ca_is_given() {
+    let text =
+        "kubernetes: {connection: {host: h, path: /api/, certFile: /ca.crt, cacert: x}, pod: {disableAgent: true}}";
+    let Connection::Explicit(explicit) = read(text).expect("good").connection else { panic!("not explicit") };
+    assert_eq!((explicit.cert, explicit.path.as_str()), (None, "/api"));
+    let found = read(&text.replace(", cacert: x", "")).expect_err("most likely the CA");
+    assert!(found.iter().any(|mistake| mistake.contains("connection.certFile: needs key or keyFile")), "{found:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use podbay::v1::{Reason, Refusal};
 use podbay_runtime::{
     codes,
-    webhook::{CallMetrics, Facts, Json},
+    webhook::{CallMetrics, Facts, Json, as_named},
 };
 use serde_json::{Map, Value};
 use std::{fmt::Debug, sync::Arc};
@@ -70,7 +70,8 @@ fn refusal(text: &str) -> Refusal {
     Refusal::new(Reason::ConfigWebhook, text)
 }
 
-/// ContainerSSH's fields.
+/// ContainerSSH's fields: those of 0.5, and those that only 0.4 sends (`remoteAddr`, without port, and `sessionId`), so that a server of either
+/// finds its own.
 fn question(request: &OpenRequest, sensitive: bool) -> Value {
     let who = &request.who;
     let mut question = Map::new();
@@ -78,7 +79,9 @@ fn question(request: &OpenRequest, sensitive: bool) -> Value {
     for (key, value) in [
         ("username", who.user.name.clone()),
         ("remoteAddress", remote.unwrap_or_default()),
+        ("remoteAddr", who.remote.map(|address| address.to_string()).unwrap_or_default()),
         ("connectionId", who.connection.to_string()),
+        ("sessionId", who.connection.to_string()),
         ("clientVersion", request.client_version.clone()),
         ("authenticatedUsername", who.user.authenticated.clone()),
     ] {
@@ -91,6 +94,7 @@ fn question(request: &OpenRequest, sensitive: bool) -> Value {
 /// An answer, strictly.
 fn read(answer: Value) -> Result<(Facts, Map<String, Value>), String> {
     let Value::Object(mut object) = answer else { return Err("it is no JSON object".to_owned()) };
+    as_named(&mut object, &["config"]);
     let config = match object.remove("config") {
         None | Some(Value::Null) => Map::new(),
         Some(Value::Object(config)) => config,
