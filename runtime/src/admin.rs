@@ -1,7 +1,10 @@
 //! The admin listener: `/metrics` (OpenMetrics text), `/healthz` (the process lives), `/readyz` (it takes work).
 
+mod bounded;
+
 use crate::tls::{self, Accepted, Followed};
 use axum::{Router, extract::State, http::StatusCode, http::header, response::IntoResponse, routing::get};
+use bounded::Bounded;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use rustls::ServerConfig;
 use std::{
@@ -57,7 +60,9 @@ impl Door {
 
     async fn serve(self, router: Router, stop: CancellationToken) -> io::Result<()> {
         match self {
-            Self::Plain(listener) => axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await,
+            Self::Plain(listener) => {
+                axum::serve(bounded(listener), router).with_graceful_shutdown(stop.cancelled_owned()).await
+            }
             Self::Tls(listener, tls) => {
                 let address = listener.local_addr()?;
                 let refused = |who: tls::Refused, error: &io::Error| {
@@ -65,7 +70,7 @@ impl Door {
                 };
                 let accepted = tls::incoming_web(listener, tls, tls::Limits::default(), stop.clone(), refused);
                 let https = Https { accepted, address };
-                axum::serve(https, router).with_graceful_shutdown(stop.cancelled_owned()).await
+                axum::serve(bounded(https), router).with_graceful_shutdown(stop.cancelled_owned()).await
             }
         }
     }
@@ -112,7 +117,11 @@ pub async fn serve(
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(Shared { registry, readiness });
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    axum::serve(bounded(listener), router).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+fn bounded<L>(listener: L) -> Bounded<L> {
+    Bounded::new(listener, bounded::MOST, bounded::LIFE)
 }
 
 /// ContainerSSH's `metrics`: one path, by any method; everything else is 404.

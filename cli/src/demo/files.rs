@@ -137,14 +137,19 @@ impl State {
 
     /// Writes a file that only this user can read.
     pub fn secret(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        self.put(name, 0o600, text.as_bytes())
+    }
+
+    /// Writes a file with this mode. What an earlier demo left under the name may have any other, or be a link: it is not written to.
+    fn put(&self, name: &str, mode: u32, bytes: &[u8]) -> anyhow::Result<()> {
         let path = self.path(name);
+        let _ = fs::remove_file(&path);
         OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
+            .create_new(true)
+            .mode(mode)
             .open(&path)
-            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .and_then(|mut file| file.write_all(bytes))
             .with_context(|| format!("can't write {}", path.display()))
     }
 
@@ -170,15 +175,7 @@ impl State {
 
     /// The agent, for pods of the embedded cluster.
     fn agent(&self) -> anyhow::Result<()> {
-        let path = self.path(AGENT);
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o700)
-            .open(&path)
-            .and_then(|mut file| file.write_all(podbay_agent_embed::BINARY))
-            .with_context(|| format!("can't write {}", path.display()))
+        self.put(AGENT, 0o700, podbay_agent_embed::BINARY)
     }
 
     fn quoted(&self, name: &str) -> String {
@@ -361,4 +358,25 @@ impl Drop for State {
 /// As a YAML string: JSON's are.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    #[test]
+    fn secrets_are_written_to_no_file_that_is_there_already() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let state = State::prepare(Some(dir.path())).expect("prepares");
+        fs::write(state.path("a"), "").expect("writes");
+        fs::set_permissions(state.path("a"), fs::Permissions::from_mode(0o644)).expect("sets");
+        symlink(state.path("elsewhere"), state.path("b")).expect("a link");
+        for name in ["a", "b"] {
+            state.secret(name, "secret").expect("writes");
+            let meta = fs::symlink_metadata(state.path(name)).expect("there");
+            assert!(meta.is_file() && meta.mode() & 0o777 == 0o600, "{name}: {:o}", meta.mode());
+        }
+        assert!(!state.path("elsewhere").exists(), "written through the link");
+    }
 }

@@ -1,7 +1,7 @@
 //! Who is asked about an attempt: users of the file about themselves, the webhook about everybody else, and `authz` about all who have
 //! proven to be who they say.
 
-use super::{Authorities, Question, Subject, Users, Verdict, webhook::ask};
+use super::{Authorities, MAX_NAME, Question, Subject, Users, Verdict, webhook::ask};
 use podbay_runtime::webhook::{Client, Facts};
 use russh::{
     MethodKind, MethodSet,
@@ -50,6 +50,7 @@ impl AuthConfig {
     /// Whether the password logs the user in. Cancel safe.
     pub async fn password(&self, users: &Users, subject: Subject<'_>, password: Zeroizing<String>) -> Verdict {
         match &self.password {
+            Some(_) if subject.user.len() > MAX_NAME => Verdict::Refused,
             Some(client) if !users.names(subject.user) => {
                 ask(client, subject, &Question::Password(password), &Facts::default()).await
             }
@@ -60,6 +61,7 @@ impl AuthConfig {
     /// Whether the key does, once the client has proven to have it. Cancel safe.
     pub async fn key(&self, users: &Users, subject: Subject<'_>, key: &PublicKey, algorithm: &Algorithm) -> Verdict {
         match &self.public_key {
+            Some(_) if subject.user.len() > MAX_NAME => Verdict::Refused,
             Some(_) if matches!(algorithm, Algorithm::Rsa { hash: None } | Algorithm::Dsa) => Verdict::Refused,
             Some(client) if !users.names(subject.user) => match PublicKey::new(key.key_data().clone(), "").to_openssh()
             {

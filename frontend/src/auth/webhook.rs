@@ -4,7 +4,7 @@ use crate::metrics::Metrics;
 use podbay::ConnectionId;
 use podbay_runtime::{
     codes,
-    webhook::{CallError, Client, Facts, Json, as_named},
+    webhook::{CallError, Client, Facts, GaveUp, Json, as_named},
 };
 use serde_json::{Map, Value, json};
 use std::{
@@ -70,6 +70,14 @@ impl Question {
             Self::Authorization => "authorization",
         }
     }
+
+    /// What the log may have of an error.
+    fn told(&self, error: &CallError) -> CallError {
+        match self {
+            Self::Password(_) => error.wordless(),
+            Self::PublicKey(_) | Self::Authorization => error.clone(),
+        }
+    }
 }
 
 /// The question's JSON. What is known goes with it, but nothing sensitive. `of_0_4`: `remoteAddress` is the address alone, as servers of
@@ -121,7 +129,7 @@ pub async fn ask(client: &Client, subject: Subject<'_>, question: &Question, kno
     let counted = subject.metrics.auth_calls().of(authtype);
     let failed = |error: &CallError, tries| {
         let (code, reason) = (codes::AUTH_BACKEND_ERROR, counted.reason(error));
-        debug!(%connection, user, authtype, code, reason, tries, "the authentication webhook {error}");
+        debug!(%connection, user, authtype, code, reason, tries, "the authentication webhook {}", question.told(error));
     };
     debug!(%connection, user, authtype, code = codes::AUTH, "asking the authentication webhook");
     let asked = client
@@ -131,7 +139,8 @@ pub async fn ask(client: &Client, subject: Subject<'_>, question: &Question, kno
         Ok(answer) => (answer.value.map_or(Verdict::Refused, Verdict::Accepted), answer.tries),
         Err(why) => {
             let (code, reason) = (codes::AUTH_BACKEND_ERROR, counted.reason(&why.last));
-            error!(%connection, user, authtype, code, reason, url = client.endpoint().url, "the authentication webhook {why}");
+            let told = GaveUp { last: question.told(&why.last), tries: why.tries };
+            error!(%connection, user, authtype, code, reason, url = client.endpoint().url, "the authentication webhook {told}");
             (Verdict::Unavailable, why.tries)
         }
     };
@@ -204,6 +213,14 @@ mod tests {
             body(&subject(), &Question::Authorization, &known, false),
             with(json!({"authenticatedUsername": "Alice", "metadata": {"t": {"value": "1", "sensitive": false}}}))
         );
+    }
+
+    #[test]
+    fn an_error_that_repeats_the_password_is_not_logged() {
+        let echo = CallError::Status(422, r#": {"detail": [{"input": {"passwordBase64": "c2VjcmV0"}}]}"#.into());
+        let told = |question: &Question| question.told(&echo).to_string();
+        assert_eq!(told(&Question::Password(Zeroizing::new("secret".to_owned()))), "answered 422");
+        assert_eq!(told(&Question::Authorization), echo.to_string(), "what is wrong is of use elsewhere");
     }
 
     #[test]

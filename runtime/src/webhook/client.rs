@@ -47,6 +47,17 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// The same without the server's own words: many a framework repeats the question in them, with the password that it held.
+    #[must_use]
+    pub fn wordless(&self) -> Self {
+        match self {
+            Self::Status(status, _) => Self::Status(*status, String::new()),
+            Self::Connection(_) | Self::Timeout(_) | Self::Redirect(_) | Self::TooLarge | Self::Decode(_) => {
+                self.clone()
+            }
+        }
+    }
+
     /// Whether the next call may go better: the server is out of order, not of another opinion.
     const fn may_pass(&self) -> bool {
         match self {

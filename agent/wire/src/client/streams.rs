@@ -147,17 +147,20 @@ pub(super) struct Reading {
     told: u64,
     acked: u64,
     acked_told: u64,
+    /// Nothing has come of it since it was asked for: what is not held any more may be told now, however much it is.
+    fresh: bool,
 }
 
 impl Reading {
     pub(super) fn new(from: u64, credit: u64) -> Self {
-        Self { arrived: Arrived::from(from), granted: credit, told: 0, acked: 0, acked_told: 0 }
+        Self { arrived: Arrived::from(from), granted: credit, told: 0, acked: 0, acked_told: 0, fresh: false }
     }
 
     /// Start or Attach tells the credit.
     pub(super) fn ask(&mut self) {
         self.told = self.granted;
         self.acked_told = 0;
+        self.fresh = true;
     }
 
     pub(super) fn credit(&mut self, limit: u64) {
@@ -169,15 +172,23 @@ impl Reading {
     }
 
     pub(super) fn receive(&mut self, offset: u64, len: usize) -> Result<(), FlowError> {
-        self.arrived.receive(offset, len, self.granted)
+        self.arrived.receive(offset, len, self.granted)?;
+        self.fresh = false;
+        Ok(())
     }
 
+    /// What was dropped. Where output begins on a link it may go beyond the credit, once; else it counts as the bytes would. So the
+    /// news of an output is bounded by its credit, whatever the pod sends.
     pub(super) fn gap(&mut self, from: u64, to: u64) -> Result<(), FlowError> {
         let at = self.arrived.received();
         if self.arrived.ended() || from != at || to <= from {
             return Err(FlowError::Gap { expected: at, got: from });
         }
+        if to > self.granted && !self.fresh {
+            return Err(FlowError::Overrun { end: to, limit: self.granted });
+        }
         self.arrived.skip(to);
+        self.fresh = false;
         Ok(())
     }
 
@@ -195,5 +206,31 @@ impl Reading {
             self.acked_told = self.acked;
             put_ack(number, stream, self.acked, out);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_bounded_by_the_credit_but_for_the_one_that_a_link_begins_with() {
+        let mut output = Reading::new(10, 20);
+        output.ask();
+        assert_eq!(output.gap(10, 1000), Ok(()), "what a client that comes back has missed");
+        for (from, to) in [(1000, 1001), (1000, 1 << 60)] {
+            let flood = output.gap(from, to);
+            assert_eq!(flood, Err(FlowError::Overrun { end: to, limit: 20 }), "a pod could fill our memory with them");
+        }
+        output.credit(1010);
+        assert_eq!(output.gap(1000, 1005), Ok(()), "the pod's disk has lost some");
+        assert_eq!(output.receive(1005, 5), Ok(()));
+        assert!(output.gap(1010, 1011).is_err());
+        output.ask();
+        assert_eq!(output.gap(1010, 2000), Ok(()), "a new link");
+        let mut output = Reading::new(0, 100);
+        output.ask();
+        assert_eq!(output.receive(0, 100), Ok(()));
+        assert!(output.gap(100, 101).is_err(), "output has begun");
     }
 }
