@@ -107,7 +107,8 @@ pub fn why(status: &Status) -> String {
         Some(rustls::Error::InvalidMessage(_)) => {
             "what listens there speaks no TLS: look at frontend.backend.addresses"
         }
-        _ if text.contains("fatal alert") => {
+        // Which of the two comes is a race between its alert and its end.
+        _ if text.contains("fatal alert") || text == "connection closed" => {
             "the backend refuses our certificate: look at frontend.backend.tls.cert and the backend's grpc.tls.clientCAFile"
         }
         _ if error.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) => {
