@@ -93,7 +93,7 @@ impl Config {
             root.ignore(key);
         }
         root.refuse("authz", "it is auth.authz");
-        root.refuse("listen", "it has been ssh.listen since ContainerSSH 0.4");
+        root.refuse("listen", "it has been ssh.listen since ContainerSSH 0.4: move it there");
         let config = Self { settings: settings?, webhook, grpc: grpc?, log, warnings: Vec::new() };
         files::check(&config, root);
         Some(config)

@@ -26,6 +26,8 @@ pub(crate) fn check(config: &Config, root: &Section) {
         }
     }
     for (key, problem) in kubernetes::problems(&config.settings.connection) {
+        // A mistake is one line; kube shows what a kubeconfig looks like there as well.
+        let problem = problem.lines().next().unwrap_or_default();
         root.mistake_at(&["kubernetes", "connection", key], problem);
     }
 }

@@ -3,7 +3,7 @@
 use futures::FutureExt as _;
 use kube::{
     Config,
-    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
+    config::{KubeConfigOptions, Kubeconfig},
 };
 use podbay_backend_core::config::{Connection, Pem};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
@@ -24,16 +24,6 @@ pub(crate) fn files(connection: &Connection) -> Vec<&PathBuf> {
     }
 }
 
-/// In one line, as all mistakes are; kube adds what the file looks like there.
-fn told(file: &Path, error: &KubeconfigError) -> String {
-    let file = file.display();
-    if let KubeconfigError::ReadConfig(error, _) = error {
-        return format!("{file}: {error}");
-    }
-    let text = error.to_string();
-    format!("{file}: {}", text.lines().next().unwrap_or_default())
-}
-
 /// What is wrong, by key.
 pub(crate) fn problems(connection: &Connection) -> Vec<(&'static str, String)> {
     match connection {
@@ -41,7 +31,7 @@ pub(crate) fn problems(connection: &Connection) -> Vec<(&'static str, String)> {
         Connection::InCluster => Vec::new(),
         Connection::Kubeconfig { file, context } => {
             let problem = match Kubeconfig::read_from(file) {
-                Err(error) => Some(("kubeconfig", told(file, &error))),
+                Err(error) => Some(("kubeconfig", error.to_string())),
                 Ok(kubeconfig) => {
                     let options = KubeConfigOptions { context: context.clone(), ..KubeConfigOptions::default() };
                     // It waits for nothing; should a later kube do so, the start finds what this has not.

@@ -69,7 +69,7 @@ impl Config {
         for section in NOT_BUILT {
             root.refuse(section, "this version has not built it yet");
         }
-        root.refuse("listen", "it has been ssh.listen since ContainerSSH 0.4");
+        root.refuse("listen", "it has been ssh.listen since ContainerSSH 0.4: move it there");
         let operations = Operations::from_root(&mut root);
         let log = Log::from_section(&mut root.section("log"));
         let ssh = SshConfig::from_section(root.section("ssh"));

@@ -257,3 +257,16 @@ fn no_configuration_without_a_reason() {
     let mistakes = document.finish_with(Some(1)).expect_err("an unknown key");
     assert!(mistakes.to_string().starts_with("f.yaml:1:1: a: unknown key"), "{mistakes}");
 }
+
+#[test]
+fn a_duration_without_unit_that_is_next_to_nothing_is_doubted() {
+    let document = Document::parse("f.yaml", "a: 5\nb: 60000000000\nc: 0\nd: 5ns\n").expect("YAML");
+    let mut root = document.root();
+    let read: Vec<Duration> = ["a", "b", "c", "d"].map(|key| root.get(key).expect("a duration")).into();
+    drop(root);
+    assert_eq!(read, [5, 60_000_000_000, 0, 5].map(Duration::from_nanos));
+    let warned: Vec<String> = document.warnings().iter().map(ToString::to_string).collect();
+    let wanted =
+        "f.yaml:1:4: a: a number without unit counts nanoseconds, so this is 5ns: write 5s if seconds are meant";
+    assert_eq!(warned, [wanted]);
+}
