@@ -84,7 +84,7 @@ fn advice(text: &str) -> Option<&'static str> {
         ),
         (
             "mapping values are not allowed",
-            "put text with a colon and a blank in quotes, and begin a map below its key on a new line",
+            "put text with a colon and a blank in quotes, or indent this line as the one before it",
         ),
         ("\\u{0}", "save the file as UTF-8; this looks like UTF-16 or no text"),
         ("unexpected character", "put text that begins with it in quotes"),

@@ -80,7 +80,7 @@ fn what_is_no_document_is_told_in_words_that_help() {
         (deep.as_str(), "is nested too deeply"),
         (format!("a: &a [x]\n{bomb}").as_str(), "grows too large: too many values, or anchors"),
         ("a:\n\tb: 1\n", "f.yaml:2:2: tabs disallowed within this context (block indentation): indent by spaces"),
-        ("a:\n  b: 1\n   c: 2\nd: 3\n", "indented wrongly (keys of one map begin in the same column)"),
+        ("a:\n  b: 1\n   c: 2\nd: 3\n", "f.yaml:3:5: mapping values are not allowed in this context: put text"),
         ("a:\n  b: 1\n c: 2\n", "indented wrongly (keys of one map begin in the same column)"),
         (
             "a: b: c\n",
