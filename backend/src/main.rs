@@ -13,8 +13,8 @@ use tokio::net::TcpListener;
 
 /// Podbay's backend: the gRPC service in front of Kubernetes.
 ///
-/// It reads backend, kubernetes, security, ownership, configserver, grpc and log of the configuration, in which SIGHUP or a changed
-/// file is a new reading. The first TERM or INT drains (grpc.drainTimeout), a second one ends at once.
+/// It reads backend, kubernetes, security, ownership, configserver, grpc and log of the configuration, and reads them again on SIGHUP
+/// and when the file changes. The first TERM or INT drains (grpc.drainTimeout), a second one ends at once.
 #[derive(Parser)]
 #[command(version, after_help = AFTER)]
 struct Arguments {

@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 /// The SSH frontend of Podbay.
 ///
-/// It reads ssh, users, auth, frontend, metrics, health and log of the configuration, in which SIGHUP or a changed file is a new
-/// reading. The first TERM or INT drains (frontend.drainTimeout), a second one ends at once.
+/// It reads ssh, users, auth, frontend, metrics, health and log of the configuration, and reads them again on SIGHUP and when the
+/// file changes. The first TERM or INT drains (frontend.drainTimeout), a second one ends at once.
 #[derive(Debug, Parser)]
 #[command(version, after_help = AFTER)]
 struct Arguments {
