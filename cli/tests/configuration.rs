@@ -299,7 +299,7 @@ fn a_mistake_that_people_make_is_one_line_that_says_what_to_do() {
         (b"ssh:\n  banner: a\n listen: x\n".to_vec(), "keys of one map begin in the same column"),
         (b"ssh: {}\nssh: {}\n".to_vec(), ":2:1: ssh is given twice"),
         (b"[ssh]\nlisten = \"x\"\n".to_vec(), "is this YAML?"),
-        (b"ssh: {}\n---\nssh: {}\n".to_vec(), ":2:1: a second document begins here"),
+        (b"ssh: {}\n---\nssh: {}\n".to_vec(), ":3:1: a second document begins here"),
         (b"hello\n".to_vec(), ":1:1: expected a map, found text"),
         (
             b"ssh: {clientAliveInterval: 5 min}\n".to_vec(),
