@@ -20,7 +20,14 @@ pub(crate) fn check(config: &Config, root: &Section) {
         };
         root.mistake_at(&["grpc", "tls", key], error.to_string());
     }
+    for (key, file) in [("certFile", &files.cert), ("clientCAFile", &files.client_ca)] {
+        if let Some(why) = tls::out_of_time(file) {
+            root.warn_at(&["grpc", "tls", key], why);
+        }
+    }
     for (key, problem) in kubernetes::problems(&config.settings.connection) {
+        // A mistake is one line; kube shows what a kubeconfig looks like there as well.
+        let problem = problem.lines().next().unwrap_or_default();
         root.mistake_at(&["kubernetes", "connection", key], problem);
     }
 }

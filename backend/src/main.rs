@@ -12,19 +12,27 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use tokio::net::TcpListener;
 
 /// Podbay's backend: the gRPC service in front of Kubernetes.
+///
+/// It reads backend, kubernetes, security, ownership, configserver, grpc and log of the configuration, and reads them again on SIGHUP
+/// and when the file changes. The first TERM or INT drains (grpc.drainTimeout), a second one ends at once.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, after_help = AFTER)]
 struct Arguments {
-    /// The configuration file (YAML).
-    #[arg(long)]
+    /// The configuration file (YAML or JSON).
+    #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Only check the configuration: exit 0 if it is good, 2 if not.
+    /// Only read the configuration, and say what is wrong with it.
     #[arg(long)]
     check: bool,
     /// How often the configuration and the files that it names are looked at for changes; 0 = only on SIGHUP.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval)]
     reload_interval: Duration,
 }
+
+const AFTER: &str = "\
+Exit status: 0 ended in order, or --check found nothing; 1 can't start or serve; 2 mistakes in the configuration or the flags.
+Every key: docs/configuration.md, or `podbay schema --keys`. A new file: `podbay demo --files-only --state-dir DIR`.
+Does the cluster take it: `podbay check --cluster FILE`. What is logged follows log.level, or RUST_LOG.";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -39,6 +47,7 @@ fn main() -> ExitCode {
         eprintln!("warning: {warning}");
     }
     if arguments.check {
+        println!("{}: no mistakes", arguments.config.display());
         return ExitCode::SUCCESS;
     }
     if let Err(error) = telemetry::init(&config.log) {

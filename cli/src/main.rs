@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 /// ssh into Kubernetes: each user lands in a pod of their own.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "podbay", version, after_help = AFTER)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -63,6 +63,9 @@ enum Command {
     /// List the sessions that a user can attach to.
     Sessions(client::Sessions),
 }
+
+const AFTER: &str = "\
+Begin with `podbay demo`: it says what to type next. `podbay COMMAND --help` has the details and exit statuses.";
 
 fn main() -> ExitCode {
     // The embedded cluster starts its pods' supervisors from this very program; before any thread is there.

@@ -284,3 +284,54 @@ fn check_tries_the_cluster() {
     assert!(text(&run.stderr).contains("nowhere"), "{told}");
     runtime.block_on(cluster.shutdown());
 }
+
+#[test]
+fn a_mistake_that_people_make_is_one_line_that_says_what_to_do() {
+    let dir = Dir::new();
+    let utf16: Vec<u8> = KUBERNETES.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let kubeconfig = dir.write("kubeconfig", "put x\n");
+    let named = format!("kubernetes: {{connection: {{kubeconfig: {kubeconfig}}}, pod: {{disableAgent: true}}}}\n");
+    for (text, wanted) in [
+        (
+            b"ssh:\n\tlisten: 0.0.0.0:2222\n".to_vec(),
+            ":2:2: tabs disallowed within this context (block indentation): indent by spaces",
+        ),
+        (b"ssh:\n  banner: a\n listen: x\n".to_vec(), "keys of one map begin in the same column"),
+        (b"ssh: {}\nssh: {}\n".to_vec(), ":2:1: ssh is given twice"),
+        (b"[ssh]\nlisten = \"x\"\n".to_vec(), "is this YAML?"),
+        (b"ssh: {}\n---\nssh: {}\n".to_vec(), ":3:1: a second document begins here"),
+        (b"hello\n".to_vec(), ":1:1: expected a map, found text"),
+        (
+            b"ssh: {clientAliveInterval: 5 min}\n".to_vec(),
+            ":1:28: ssh.clientAliveInterval: not a duration: write for example 60s",
+        ),
+        (b"ssh: {listen: ':2222'}\n".to_vec(), "is not an address with port, such as 0.0.0.0:2222"),
+        (b"listen: 0.0.0.0:2222\n".to_vec(), "it has been ssh.listen since ContainerSSH 0.4: move it there"),
+        (
+            b"kubernetes: {pod: {disableAgent: true, metadata: {namespace: My_NS}}}\n".to_vec(),
+            "namespace \"My_NS\": names of namespaces",
+        ),
+        (utf16, "save the file as UTF-8; this looks like UTF-16"),
+    ] {
+        let path = dir.0.path().join("podbay.yaml");
+        fs::write(&path, &text).expect("written");
+        let run = podbay(&["check", &path.display().to_string()]);
+        let told = text_without_warnings(&run.stderr);
+        assert_eq!((run.status.code(), told.lines().count()), (Some(2), 1), "{told}");
+        assert!(told.starts_with(&path.display().to_string()) && told.contains(wanted), "{wanted}: {told}");
+    }
+    let whole = "grpc: {callers: [{name: 'cn:x', service: x, users: ['*']}], tls: {certFile: C, keyFile: K, clientCAFile: C}}\n";
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let cert = rcgen::CertificateParams::default().self_signed(&key).expect("a certificate");
+    let (cert, key) = (dir.write("cert.pem", &cert.pem()), dir.write("key.pem", &key.serialize_pem()));
+    let whole = named
+        + &whole.replace("certFile: C", &format!("certFile: {cert}")).replace("CAFile: C", &format!("CAFile: {cert}"));
+    let path = dir.write("podbay.yaml", &whole.replace("keyFile: K", &format!("keyFile: {key}")));
+    let told = text_without_warnings(&podbay(&["check", &path]).stderr);
+    let wanted = ": kubernetes.connection.kubeconfig: failed to parse kubeconfig";
+    assert!(told.lines().count() == 1 && told.contains(wanted), "{told}");
+}
+
+fn text_without_warnings(bytes: &[u8]) -> String {
+    text(bytes).lines().filter(|line| !line.starts_with("warning: ")).map(|line| format!("{line}\n")).collect()
+}

@@ -21,13 +21,16 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// The SSH frontend of Podbay.
+///
+/// It reads ssh, users, auth, frontend, metrics, health and log of the configuration, and reads them again on SIGHUP and when the
+/// file changes. The first TERM or INT drains (frontend.drainTimeout), a second one ends at once.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = AFTER)]
 struct Arguments {
-    /// The configuration file (YAML); docs/configuration.md describes it.
+    /// The configuration file (YAML or JSON).
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Only read the configuration and say what is wrong with it.
+    /// Only read the configuration, and say what is wrong with it.
     #[arg(long)]
     check: bool,
     /// Ask a running frontend whether it is healthy, as `health.client` says, and exit 0 or 1; 0 without asking where `health` is not enabled.
@@ -37,6 +40,12 @@ struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = interval)]
     reload_interval: Duration,
 }
+
+const AFTER: &str = "\
+Exit status: 0 ended in order, --check found nothing, or healthy; 1 can't start or serve, or not healthy; 2 mistakes in the
+configuration or the flags.
+Every key: docs/configuration.md, or `podbay schema --keys`. A new file: `podbay demo --files-only --state-dir DIR`.
+What is logged follows log.level, or RUST_LOG.";
 
 #[tokio::main]
 async fn main() -> ExitCode {

@@ -81,8 +81,13 @@ def run(handle: bytes, stdin: bytes, **program: object) -> tuple[bytes, bytes, s
             output += answer.data.data
             credit = session_pb2.Credit(stream=answer.data.stream, limit=len(output) + WINDOW)
             frames.put(session_pb2.RunSessionRequest(credit=credit))
+            # A durable program waits once a window was not acknowledged.
+            ack = session_pb2.Ack(stream=answer.data.stream, offset=len(output))
+            frames.put(session_pb2.RunSessionRequest(ack=ack))
         elif kind == "exit":
             frames.put(None)
+            if answer.exit.WhichOneof("end") == "lost":  # whose code would read as 0
+                raise SystemExit(f"lost: {answer.exit.lost}")
             return bytes(outputs[1 + session_pb2.STREAM_STDIN]), bytes(outputs[session_pb2.STREAM_STDERR]), answer.exit
         while sent < min(limit, len(stdin)):
             piece = stdin[sent : min(sent + 32768, limit)]

@@ -2,7 +2,7 @@
 
 use hyper_util::rt::TokioIo;
 use podbay_runtime::tls::Followed;
-use rustls::pki_types::ServerName;
+use rustls::{CertificateError, pki_types::ServerName};
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -81,6 +81,42 @@ async fn dial(address: SocketAddr, host: String, security: Security) -> io::Resu
 
 fn too_slow(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("{what} took longer than {TIMEOUT:?}"))
+}
+
+/// Why a call's connection was not to be had, for the log: what happened, and what to look at.
+pub fn why(status: &Status) -> String {
+    let error = causes(status).find_map(|cause| {
+        cause.downcast_ref::<ConnectFailed>().map(|failed| &failed.0).or_else(|| cause.downcast_ref::<io::Error>())
+    });
+    let text = match error {
+        Some(error) => error.to_string(),
+        None => causes(status).last().map_or_else(|| status.message().to_owned(), ToString::to_string),
+    };
+    let tls = error.and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let advice = match tls {
+        Some(rustls::Error::InvalidCertificate(certificate)) => match certificate {
+            CertificateError::UnknownIssuer => {
+                "the CA in frontend.backend.tls.ca did not sign the backend's certificate"
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "give a name that is in the backend's certificate as frontend.backend.tls.serverName"
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => "renew the backend's certificate",
+            _ => "look at the backend's grpc.tls.certFile",
+        },
+        Some(rustls::Error::InvalidMessage(_)) => {
+            "what listens there speaks no TLS: look at frontend.backend.addresses"
+        }
+        // Which of the two comes is a race between its alert and its end.
+        _ if text.contains("fatal alert") || text == "connection closed" => {
+            "the backend refuses our certificate: look at frontend.backend.tls.cert and the backend's grpc.tls.clientCAFile"
+        }
+        _ if error.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) => {
+            "is podbay-backend running there? The address is of frontend.backend.addresses"
+        }
+        _ => return text,
+    };
+    format!("{text}: {advice}")
 }
 
 /// Whether the call that ended with this status never reached its peer.

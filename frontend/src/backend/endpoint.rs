@@ -2,7 +2,7 @@
 
 use super::{
     Replica,
-    connector::{Security, connect},
+    connector::{Security, connect, why},
 };
 use futures::StreamExt as _;
 use std::{
@@ -14,11 +14,11 @@ use std::{
 };
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use tonic::{
-    Code,
+    Code, Status,
     transport::{Channel, Endpoint as Http2},
 };
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
-use tracing::{debug, info};
+use tracing::{info, warn};
 
 /// limits.md 3.1: stream window × streams of a connection.
 const STREAM_WINDOW: u32 = 512 * 1024;
@@ -121,7 +121,10 @@ impl Endpoint {
                 drop(endpoint);
                 let found = watch(channel.clone(), &watched).await;
                 let Some(endpoint) = watched.upgrade() else { return };
-                endpoint.set_health(found);
+                match found {
+                    Ok(health) => endpoint.set_health(health),
+                    Err(status) => endpoint.lost(&status),
+                }
                 drop(endpoint);
                 sleep(Duration::from_secs(1)).await;
             }
@@ -161,6 +164,21 @@ impl Endpoint {
         }
     }
 
+    /// Notes that it can't be reached; why, is told once, at warning level: until it is mended nobody may get in.
+    fn lost(&self, status: &Status) {
+        let before = self.health.swap(Health::Gone as u8, Ordering::Relaxed);
+        if before == Health::Gone as u8 {
+            return;
+        }
+        let (health, error) = (Health::Gone, why(status));
+        if before == Health::Draining as u8 {
+            info!(replica = %self.replica, ?health, error, "backend replica");
+        } else {
+            warn!(replica = %self.replica, ?health, error, "backend replica");
+        }
+        self.changed.notify_one();
+    }
+
     /// How many of our streams run there.
     pub fn load(&self) -> usize {
         self.streams.load(Ordering::Relaxed)
@@ -189,28 +207,25 @@ impl Endpoint {
     }
 }
 
-/// Follows `grpc.health.v1` for the server as a whole until the watch ends. Returns what that means.
-async fn watch(channel: Channel, endpoint: &std::sync::Weak<Endpoint>) -> Health {
+/// Follows `grpc.health.v1` for the server as a whole until the watch ends. Returns what that means, or why there is none.
+async fn watch(channel: Channel, endpoint: &std::sync::Weak<Endpoint>) -> Result<Health, Status> {
     let mut client = HealthClient::new(channel);
     let mut answers = match client.watch(HealthCheckRequest { service: String::new() }).await {
         Ok(answers) => answers.into_inner(),
         // A server without the health service is taken at its word.
-        Err(status) if status.code() == Code::Unimplemented => return Health::Serving,
-        Err(status) => {
-            debug!("health watch: {status}");
-            return Health::Gone;
-        }
+        Err(status) if status.code() == Code::Unimplemented => return Ok(Health::Serving),
+        Err(status) => return Err(status),
     };
-    while let Some(Ok(answer)) = answers.next().await {
-        let health = match answer.status() {
+    while let Some(answer) = answers.next().await {
+        let health = match answer?.status() {
             ServingStatus::Serving => Health::Serving,
             ServingStatus::NotServing => Health::Draining,
             ServingStatus::Unknown | ServingStatus::ServiceUnknown => Health::Unknown,
         };
         match endpoint.upgrade() {
             Some(endpoint) => endpoint.set_health(health),
-            None => return health,
+            None => return Ok(health),
         }
     }
-    Health::Gone
+    Err(Status::unavailable("it ended the health watch"))
 }

@@ -126,8 +126,10 @@ fn startups(text: &str) -> Option<Startups> {
 }
 
 fn backend(mut section: Section) -> Option<BackendConfig> {
-    let names: Vec<String> = section.required("addresses").unwrap_or_default();
-    if names.is_empty() && section.has("addresses") {
+    let names: Option<Vec<String>> = section.required("addresses");
+    let empty = names.as_ref().is_some_and(Vec::is_empty);
+    let names = names.unwrap_or_default();
+    if empty {
         section.mistake("addresses", "names no backend");
     }
     for name in &names {
@@ -172,10 +174,23 @@ fn tls_client(mut section: Section, present: bool) -> Option<Security> {
         }
     };
     section.names_files(ca.iter().chain(identity.iter().flat_map(|(cert, key)| [cert, key])));
-    let config = match tls::Followed::client(ca?, identity) {
+    let ca = ca?;
+    let cert = identity.as_ref().map(|(cert, _)| cert.clone());
+    for (name, file) in [("ca", Some(&ca)), ("cert", cert.as_ref())] {
+        if let Some(why) = file.and_then(|file| tls::out_of_time(file)) {
+            section.warn(name, why);
+        }
+    }
+    let key = identity.as_ref().map(|(_, key)| key.clone());
+    let config = match tls::Followed::client(ca, identity) {
         Ok(config) => config,
         Err(error) => {
-            section.mistake("ca", error.to_string());
+            let at = match &error {
+                tls::TlsError::File { path, .. } if Some(path) == key.as_ref() => "key",
+                tls::TlsError::File { path, .. } if Some(path) == cert.as_ref() => "cert",
+                tls::TlsError::File { .. } | tls::TlsError::Config(_) => "ca",
+            };
+            section.mistake(at, error.to_string());
             return None;
         }
     };

@@ -31,6 +31,11 @@ pub trait FromNode: Sized {
         Shown::Null
     }
 
+    /// What about a sound value is most likely not meant.
+    fn doubt(&self, _node: &Node) -> Option<String> {
+        None
+    }
+
     /// Reads the node, or says everything that is wrong with it.
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>>;
 }
@@ -144,6 +149,17 @@ impl FromNode for Duration {
 
     fn shown(&self) -> Shown {
         Shown::from(format_duration(*self))
+    }
+
+    fn doubt(&self, node: &Node) -> Option<String> {
+        match node.value {
+            // Nothing here can be done within a millisecond.
+            Value::Int(number) if number > 0 && *self < Self::from_millis(1) => Some(format!(
+                "a number without unit counts nanoseconds, so this is {}: write {number}s if seconds are meant",
+                format_duration(*self)
+            )),
+            _ => None,
+        }
     }
 
     fn from_node(node: &Node) -> Result<Self, Vec<Problem>> {

@@ -112,6 +112,10 @@ impl Sink {
         let mut found = self.found.take();
         found.sort_by(|a, b| (a.line, a.column, &a.path).cmp(&(b.line, b.column, &b.path)));
         found.dedup();
+        if found.iter().any(|mistake| mistake.path.is_empty()) {
+            // Of a document that is no map at all, what it lacks is no news.
+            found.retain(|mistake| mistake.path.is_empty());
+        }
         if found.is_empty() { Ok(()) } else { Err(Mistakes(found)) }
     }
 }

@@ -220,7 +220,12 @@ impl Section {
         self.known.insert(key.to_owned());
         let node = self.find(key)?;
         match T::from_node(&node) {
-            Ok(value) => Some(value),
+            Ok(value) => {
+                if let Some(doubt) = value.doubt(&node) {
+                    self.sink.warn(node.at, &self.below(key), doubt);
+                }
+                Some(value)
+            }
             Err(problems) => {
                 for (at, step, message) in problems {
                     self.sink.add(at, &format!("{}{step}", self.below(key)), message);
@@ -356,6 +361,15 @@ impl Section {
     /// Records a mistake at a value further down, or at the last that is there on the way to it: for what shows only when
     /// the sections were read.
     pub fn mistake_at(&self, keys: &[&str], message: impl Into<String>) {
+        self.sink.add(self.place(keys), &self.below(&keys.join(".")), message);
+    }
+
+    /// Warns of a value further down, or of the last that is there on the way to it.
+    pub fn warn_at(&self, keys: &[&str], message: impl Into<String>) {
+        self.sink.warn(self.place(keys), &self.below(&keys.join(".")), message);
+    }
+
+    fn place(&self, keys: &[&str]) -> (u64, u64) {
         let (mut at, mut node) = (self.at, self.node.clone());
         for key in keys {
             node = node.and_then(|node| match &node.value {
@@ -366,7 +380,7 @@ impl Section {
             });
             at = node.as_ref().map_or(at, |node| node.at);
         }
-        self.sink.add(at, &self.below(&keys.join(".")), message);
+        at
     }
 
     fn below(&self, key: &str) -> String {

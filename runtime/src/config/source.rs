@@ -63,7 +63,37 @@ fn words(error: &serde_yaml::Error) -> String {
         other => {
             let text = other.to_string();
             let text = text.split(" at line ").next().unwrap_or_default();
-            if text.contains("recursion limit") { "is nested too deeply".into() } else { text.to_owned() }
+            if text.contains("recursion limit") {
+                return "is nested too deeply".into();
+            }
+            match advice(text) {
+                Some(advice) => format!("{text}: {advice}"),
+                None => text.to_owned(),
+            }
         }
     }
+}
+
+/// What to do about the faults that people make: the parser only says what it did not find.
+fn advice(text: &str) -> Option<&'static str> {
+    [
+        ("tabs disallowed", "indent by spaces"),
+        (
+            "did not find expected key",
+            "this line or one before it is indented wrongly (keys of one map begin in the same column), or a quote or bracket is not closed",
+        ),
+        (
+            "mapping values are not allowed",
+            "put text with a colon and a blank in quotes, or indent this line as the one before it",
+        ),
+        ("\\u{0}", "save the file as UTF-8; this looks like UTF-16 or no text"),
+        ("unexpected character", "put text that begins with it in quotes"),
+        ("unknown anchor", "put text that begins with * in quotes"),
+        ("<document start>", "expected lines such as `key: value`; is this YAML?"),
+        ("after double-quoted scalar", "a quote before it is not closed, or one within the text has no \\ before it"),
+        ("illegal placement of ':'", "a bracket or quote before it is not closed"),
+        ("mismatched bracket", "close brackets in the order that they were opened in"),
+    ]
+    .into_iter()
+    .find_map(|(fault, advice)| text.contains(fault).then_some(advice))
 }

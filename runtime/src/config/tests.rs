@@ -79,7 +79,20 @@ fn what_is_no_document_is_told_in_words_that_help() {
         ("a: .inf\n", "f.yaml:1:4: .inf is no number that can be used"),
         (deep.as_str(), "is nested too deeply"),
         (format!("a: &a [x]\n{bomb}").as_str(), "grows too large: too many values, or anchors"),
-        ("a:\n\tb: 1\n", "f.yaml:2:2: tabs disallowed within this context (block indentation)"),
+        ("a:\n\tb: 1\n", "f.yaml:2:2: tabs disallowed within this context (block indentation): indent by spaces"),
+        ("a:\n  b: 1\n   c: 2\nd: 3\n", "f.yaml:3:5: mapping values are not allowed in this context: put text"),
+        ("a:\n  b: 1\n c: 2\n", "indented wrongly (keys of one map begin in the same column)"),
+        (
+            "a: b: c\n",
+            "f.yaml:1:5: mapping values are not allowed in this context: put text with a colon and a blank in quotes",
+        ),
+        ("a: @b\n", "put text that begins with it in quotes"),
+        ("a: *b\n", "put text that begins with * in quotes"),
+        ("a\0:\0", "save the file as UTF-8"),
+        ("[a]\nb = \"c\"\n", "is this YAML?"),
+        ("a: [\"b]\nc: \"d\"\n", "a quote before it is not closed"),
+        ("a: [1\nb: 2\n", "not closed"),
+        ("{a: [1}", "close brackets in the order"),
     ] {
         let found = mistakes(text, |_| {});
         assert!(found.len() == 1 && found[0].contains(wanted), "{wanted}: {found:?}");
@@ -298,4 +311,17 @@ fn no_configuration_without_a_reason() {
     drop(document.root().section("b"));
     let mistakes = document.finish_with(Some(1)).expect_err("an unknown key");
     assert!(mistakes.to_string().starts_with("f.yaml:1:1: a: unknown key"), "{mistakes}");
+}
+
+#[test]
+fn a_duration_without_unit_that_is_next_to_nothing_is_doubted() {
+    let document = Document::parse("f.yaml", "a: 5\nb: 60000000000\nc: 0\nd: 5ns\n").expect("YAML");
+    let mut root = document.root();
+    let read: Vec<Duration> = ["a", "b", "c", "d"].map(|key| root.get(key).expect("a duration")).into();
+    drop(root);
+    assert_eq!(read, [5, 60_000_000_000, 0, 5].map(Duration::from_nanos));
+    let warned: Vec<String> = document.warnings().iter().map(ToString::to_string).collect();
+    let wanted =
+        "f.yaml:1:4: a: a number without unit counts nanoseconds, so this is 5ns: write 5s if seconds are meant";
+    assert_eq!(warned, [wanted]);
 }

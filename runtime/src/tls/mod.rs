@@ -12,7 +12,10 @@ pub use follow::{Checked, Followed};
 use crate::config::Section;
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject as _},
+    },
     server::WebPkiClientVerifier,
 };
 use std::{
@@ -59,8 +62,39 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 }
 
 fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path)
-        .map_err(|error| TlsError::File { path: path.to_owned(), error: error.to_string() })
+    PrivateKeyDer::from_pem_file(path).map_err(|error| {
+        let error = match error {
+            pem::Error::NoItemsFound => "holds no private key in PEM (or one with a passphrase)".to_owned(),
+            error => error.to_string(),
+        };
+        TlsError::File { path: path.to_owned(), error }
+    })
+}
+
+/// What stands against a key, whose certificate is in another file.
+fn pair(cert: &Path, key_file: &Path) -> impl FnOnce(rustls::Error) -> TlsError {
+    let (cert, path) = (cert.display().to_string(), key_file.to_owned());
+    move |error| {
+        let error = match error {
+            rustls::Error::InconsistentKeys(_) => format!("is not the key of the certificate in {cert}"),
+            error => error.to_string(),
+        };
+        TlsError::File { path, error }
+    }
+}
+
+/// Why the first certificate in a file counts for nobody at this time, where that is so: it has expired, or is not valid yet. A file
+/// that can't be read has no such reason.
+pub fn out_of_time(path: &Path) -> Option<String> {
+    let found = certificates(path).ok()?;
+    let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(found.first()?).ok()?;
+    let (validity, now) = (certificate.validity(), x509_parser::time::ASN1Time::now());
+    let path = path.display();
+    if now > validity.not_after {
+        return Some(format!("{path}: the certificate has expired on {}: renew it", validity.not_after));
+    }
+    (now < validity.not_before)
+        .then(|| format!("{path}: the certificate is not valid before {}: is the clock right?", validity.not_before))
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
@@ -92,7 +126,7 @@ pub fn server(cert: &Path, key_file: &Path, client_ca: Option<&Path>) -> Result<
         }
         None => builder.with_no_client_auth(),
     };
-    let mut server = builder.with_single_cert(certificates(cert)?, key(key_file)?).map_err(config)?;
+    let mut server = builder.with_single_cert(certificates(cert)?, key(key_file)?).map_err(pair(cert, key_file))?;
     server.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Arc::new(server))
 }
@@ -104,7 +138,9 @@ pub fn client(ca: &Path, identity: Option<(&Path, &Path)>) -> Result<Arc<ClientC
         .map_err(config)?
         .with_root_certificates(roots(ca)?);
     let mut client = match identity {
-        Some((cert, key_file)) => builder.with_client_auth_cert(certificates(cert)?, key(key_file)?).map_err(config)?,
+        Some((cert, key_file)) => {
+            builder.with_client_auth_cert(certificates(cert)?, key(key_file)?).map_err(pair(cert, key_file))?
+        }
         None => builder.with_no_client_auth(),
     };
     client.alpn_protocols = vec![b"h2".to_vec()];

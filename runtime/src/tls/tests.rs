@@ -152,7 +152,7 @@ fn files_are_followed_and_bad_ones_change_nothing() {
     let new = Files::new();
     files.become_those_of(&new, &["cert"]);
     let Checked::Bad(error) = server.check() else { panic!("the key is another one's") };
-    assert!(error.to_string().starts_with("TLS: "), "{error}");
+    assert!(error.to_string().contains("/key: is not the key of the certificate in "), "{error}");
     assert!(matches!(client.check(), Checked::Bad(_)));
     assert!(matches!(server.check(), Checked::Same));
     assert!(Arc::ptr_eq(&first, &server.load()) && Arc::ptr_eq(&first_client, &client.load()));
@@ -167,4 +167,41 @@ fn files_are_followed_and_bad_ones_change_nothing() {
     std::fs::write(files.path("ca"), "nonsense").expect("writes");
     assert!(matches!(server.check(), Checked::Bad(_)));
     assert!(Arc::ptr_eq(&good, &server.load()));
+}
+
+#[test]
+fn what_is_wrong_with_files_is_told_of_the_file_that_it_is() {
+    let (files, other) = (Files::new(), Files::new());
+    let (cert, key, ca) = (files.path("cert"), files.path("key"), files.path("ca"));
+    let told = |cert: &Path, key: &Path| match server(cert, key, Some(&ca)) {
+        Err(TlsError::File { path, error }) => (path, error),
+        Err(TlsError::Config(error)) => panic!("of no file: {error}"),
+        Ok(_) => panic!("it is taken"),
+    };
+    let strange = other.path("key");
+    let not_its_key = format!("is not the key of the certificate in {}", cert.display());
+    assert_eq!(told(&cert, &strange), (strange.clone(), not_its_key.clone()));
+    assert_eq!(told(&cert, &cert), (cert.clone(), "holds no private key in PEM (or one with a passphrase)".to_owned()));
+    assert_eq!(told(&key, &key), (key.clone(), "holds no PEM certificate".to_owned()));
+    let client = client(&ca, Some((&cert, &strange))).map(drop).expect_err("another's key").to_string();
+    assert_eq!(client, format!("{}: {not_its_key}", strange.display()));
+}
+
+#[test]
+fn a_certificate_out_of_time_is_told_with_its_date() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let written = |from, to| {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(from, 1, 1), rcgen::date_time_ymd(to, 1, 1));
+        let pem = params.self_signed(&KeyPair::generate().expect("a key")).expect("a certificate").pem();
+        let path = dir.path().join(format!("{from}"));
+        std::fs::write(&path, pem).expect("writes");
+        out_of_time(&path)
+    };
+    let old = written(2000, 2001).expect("it has expired");
+    assert!(old.contains("/2000: the certificate has expired on Jan  1") && old.contains("2001"), "{old}");
+    let new = written(2500, 2501).expect("it is not valid yet");
+    assert!(new.contains("is not valid before") && new.ends_with("is the clock right?"), "{new}");
+    assert_eq!(written(2001, 2501), None);
+    assert_eq!(out_of_time(&dir.path().join("nothing")), None);
 }

@@ -3,6 +3,9 @@
 use podbay_runtime::config::{Secret, Section};
 use std::path::PathBuf;
 
+/// What is told of a token's file that is not there; of no consequence where a file is only rewritten.
+pub(crate) const UNREADABLE: &str = "can't be read";
+
 /// How to reach the API.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Connection {
@@ -150,13 +153,14 @@ impl Explicit {
         if host.contains('@') {
             wrong("host", "holds a user's name or password: use username and password".into());
         }
+        if qps < 0.0 {
+            wrong("qps", "must not be negative".into());
+        }
+        // Nothing else depends on it: it is missing wherever the file is read outside of the pod that it is for.
         if let Some(file) = &bearer_token_file
             && let Err(error) = std::fs::metadata(file)
         {
-            wrong("bearerTokenFile", format!("{} can't be read: {error}", file.display()));
-        }
-        if qps < 0.0 {
-            wrong("qps", "must not be negative".into());
+            section.mistake("bearerTokenFile", format!("{} {UNREADABLE}: {error}", file.display()));
         }
         good.then_some(Self {
             host,

@@ -17,6 +17,7 @@ mod security;
 mod timeouts;
 
 pub use crate::policy::Security;
+pub(crate) use connection::UNREADABLE;
 pub use connection::{Connection, Explicit, Pem};
 pub use expose::Expose;
 pub use injection::Injection;

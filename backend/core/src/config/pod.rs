@@ -357,6 +357,13 @@ fn metadata_problems(metadata: &ObjectMeta) -> Vec<String> {
             "name or generateName is longer than {MAX_PREFIX} bytes; the connection's id is added to it"
         ));
     }
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    let label = |c: char| letter(c) || c == '-';
+    if namespace.len() > 63 || !namespace.chars().all(label) || namespace.starts_with('-') || namespace.ends_with('-') {
+        problems.push(format!(
+            "namespace {namespace:?}: names of namespaces hold only a-z, 0-9 and '-' (not first or last), at most 63"
+        ));
+    }
     for (what, is_set) in [
         ("uid", metadata.uid.is_some()),
         ("resourceVersion", metadata.resource_version.is_some()),

@@ -129,6 +129,7 @@ fn every_mistake_is_told_with_its_place() {
             "only Never is possible",
         ),
         ("kubernetes: {pod: {disableAgent: true, metadata: {generateName: big_}}}", "pod names begin with"),
+        ("kubernetes: {pod: {disableAgent: true, metadata: {namespace: My_NS}}}", "names of namespaces hold only"),
         ("kubernetes: {pod: {disableAgent: true, metadata: {uid: x}}}", "uid is set by the cluster"),
         (
             "kubernetes: {pod: {disableAgent: true, createMissingPods: true}}",

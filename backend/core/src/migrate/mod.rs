@@ -6,7 +6,7 @@
 mod text;
 mod tree;
 
-use crate::config::kuberun_settings;
+use crate::config::{UNREADABLE, kuberun_settings};
 use podbay_runtime::config::{Document, Mistake, Mistakes, Shown, to_yaml};
 use std::fmt;
 
@@ -96,7 +96,16 @@ pub fn migrate(name: &str, text: &str) -> Result<Migration, Mistakes> {
     let read = kuberun_settings(root.section("kuberun"));
     root.leave();
     let warnings = document.warnings();
-    document.finish_with(read)?;
+    match (document.finish(), read) {
+        (Err(Mistakes(mistakes)), read) => {
+            let wrong: Vec<Mistake> = mistakes.into_iter().filter(|mistake| !is_elsewhere(mistake)).collect();
+            if !wrong.is_empty() || read.is_none() {
+                return Err(Mistakes(wrong));
+            }
+        }
+        (Ok(()), Some(_)) => {}
+        (Ok(()), None) => return Err(whole(name, "no configuration came of it: please report this")),
+    }
     let mut changes = Vec::new();
     let plan = plan(&before, kuberun, &warnings, &mut changes);
     let after = tree::migrated(&before, &plan);
@@ -115,11 +124,19 @@ pub fn migrate(name: &str, text: &str) -> Result<Migration, Mistakes> {
     };
     changes.push(Change { about: About::Changed, text: what.into() });
     let written = anew.into_iter().find(same);
-    let text = written.ok_or_else(|| {
-        let message = "can't be written anew so that it means the same: please report this".to_owned();
-        Mistakes(vec![Mistake { file: name.to_owned(), line: 0, column: 0, path: String::new(), message }])
-    })?;
+    let text =
+        written.ok_or_else(|| whole(name, "can't be written anew so that it means the same: please report this"))?;
     Ok(Migration { text: Some(text), changes })
+}
+
+fn whole(name: &str, message: &str) -> Mistakes {
+    let (file, message) = (name.to_owned(), message.to_owned());
+    Mistakes(vec![Mistake { file, line: 0, column: 0, path: String::new(), message }])
+}
+
+/// A file is migrated on any machine; the token is in the pod that it is for.
+fn is_elsewhere(mistake: &Mistake) -> bool {
+    mistake.path == "kuberun.connection.bearerTokenFile" && mistake.message.contains(UNREADABLE)
 }
 
 fn is_json(text: &str) -> bool {

@@ -228,6 +228,16 @@ fn texts_stay_texts_when_they_are_written_anew() {
 }
 
 #[test]
+fn a_token_that_is_in_the_pod_only_is_no_mistake() {
+    let connection = "{host: h, bearerTokenFile: /nonexistent/token}";
+    let done = migrate("f", &format!("backend: kuberun\nkuberun:\n  connection: {connection}\n")).expect("migrated");
+    assert!(done.text.expect("text").contains("bearerTokenFile: /nonexistent/token"));
+    let connection = "{host: h, bearerTokenFile: /nonexistent/token, qps: -1}";
+    let told = migrate("f", &format!("backend: kuberun\nkuberun:\n  connection: {connection}\n")).expect_err("qps");
+    assert!(told.0.len() == 1 && told.to_string().contains("qps: must not be negative"), "{told}");
+}
+
+#[test]
 fn what_is_no_configuration_is_told() {
     for (text, wanted) in [
         ("- a\n", "f:1:1: expected a map, found a list"),
