@@ -29,6 +29,7 @@ for _podbay_i in 1 2; do for _podbay_p in /proc/[0-9]*; do
 for _podbay_f in "$_podbay_p"/fd/*; do
 [ "$_podbay_f" -ef /proc/self/fd/1 ] || [ "$_podbay_f" -ef /proc/self/fd/3 ] && return 1
 done; done; done
+:
 }
 _podbay_x=';'
 case $_podbay_w$_podbay_s in

@@ -351,7 +351,7 @@ fn with_pipes_nothing_follows_where_nobody_else_holds_them() {
     let cases = [
         ("echo out; exit 4", "4!"),
         // Until it has given them away, the child holds them.
-        ("sleep 5 >/dev/null 2>&1 & until [ /proc/$!/fd/2 -ef /dev/null ]; do :; done; echo out; exit 4", "4!"),
+        ("sleep 5 >/dev/null 2>&1 & until [ /proc/$!/exe -ef /bin/sleep ]; do :; done; echo out; exit 4", "4!"),
         ("sleep 5 2>/dev/null & echo out; exit 4", "4;"),
         ("sleep 5 >/dev/null & echo out; exit 4", "4;"),
         ("sleep 5 5>&1 >/dev/null 2>&1 & echo out; exit 4", "4;"),
