@@ -32,6 +32,11 @@ impl Caller {
         self.0.operator
     }
 
+    /// Whom it may act for; empty = everybody.
+    pub fn users(&self) -> &[String] {
+        if self.0.users.iter().any(|user| user == "*") { &[] } else { &self.0.users }
+    }
+
     /// # Errors
     /// `CALLER_NOT_ALLOWED` where it may not act for this user.
     pub fn may_act_for(&self, user: &User) -> Result<(), Refusal> {
@@ -103,6 +108,7 @@ mod tests {
         let denied = one.may_act_for(&User::named("bob")).expect_err("not bob");
         assert_eq!(denied.reason(), Reason::CallerNotAllowed);
         assert!(one.may_act_for(&User::named("*")).is_err());
+        assert_eq!(one.users(), ["alice"]);
         // It is the authenticated name that counts.
         let user = User { name: "alice".into(), authenticated: "bob".into() };
         assert!(one.may_act_for(&user).is_err());

@@ -135,6 +135,22 @@ async fn an_answer_makes_the_pod_and_what_sessions_need_of_it_is_in_the_handle()
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_becomes_a_user_whom_the_caller_may_not_act_for() {
+    let world = World::new(users(), false);
+    let opens = async |users: &[&str], connection: u8| {
+        let users = users.iter().map(ToString::to_string).collect();
+        let (events, mut received) = mpsc::channel(8);
+        let open = world.connections.open(OpenRequest { users, ..request(connection) }, events);
+        let (result, ()) = tokio::join!(open, async { while received.recv().await.is_some() {} });
+        result
+    };
+    let refusal = opens(&["Ada"], 1).await.expect_err("the webhook says that she is ada.lovelace");
+    assert_eq!(refusal.reason(), Reason::CallerNotAllowed, "{refusal:?}");
+    assert_eq!(world.listed().await, 0);
+    opens(&["Ada", "ada.lovelace"], 2).await.expect("opened");
+}
+
+#[tokio::test(start_paused = true)]
 async fn dead_owners_lose_their_pods_in_every_namespace() {
     let world = World::new(users(), false);
     world.open(1).await.expect("opened");

@@ -40,9 +40,15 @@ const MAX_STATUS: usize = 64 * 1024;
 /// most of what an idle session costs.
 const READ_BUFFER: usize = 16 * 1024;
 
+/// The longest message that is taken. API servers copy outputs in pieces of 32 KiB; more is somebody's who wants our memory.
+const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+
 /// How the sockets buffer.
 pub(super) fn socket_config() -> WebSocketConfig {
-    WebSocketConfig::default().read_buffer_size(READ_BUFFER)
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE))
 }
 
 /// Starts both tasks.

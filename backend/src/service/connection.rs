@@ -25,8 +25,9 @@ impl ConnectionService for Service {
     ) -> Result<Response<Self::OpenConnectionStream>, Status> {
         let allowed = self.caller(&request).and_then(|caller| {
             self.takes_new()?;
-            let request = OpenRequest::parse(request.into_inner(), caller.service())?;
+            let mut request = OpenRequest::parse(request.into_inner(), caller.service())?;
             caller.may_act_for(&request.who.user)?;
+            request.users = caller.users().to_vec();
             Ok(request)
         });
         let request = allowed.map_err(|refusal| self.refused("OpenConnection", &refusal))?;

@@ -84,6 +84,8 @@ impl Connections {
             Some(webhook) => Arc::new(webhook.settings(&mut request, &self.settings, &self.calls).await?),
             None => Arc::clone(&self.settings),
         };
+        // An answer may have said that the user is another.
+        request.check_user()?;
         // An answer may have brought it, or done away with it.
         if let Some(kuberun) = settings.kuberun {
             kuberun.warn(Some(request.who.connection));

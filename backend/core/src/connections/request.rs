@@ -35,6 +35,8 @@ pub struct OpenRequest {
     pub client_version: String,
     /// The client's port; 0 = not known.
     pub remote_port: u16,
+    /// Whom the caller may act for; empty = everybody. Held against who the user is in the end, whoever said so.
+    pub users: Vec<String>,
 }
 
 /// The facts may hold secrets.
@@ -81,7 +83,19 @@ impl OpenRequest {
             restrictions: restrictions(message.restrictions.unwrap_or_default())?,
             client_version: message.client_version,
             remote_port: u16::try_from(message.remote_port).map_err(|_| invalid("remote_port is none"))?,
+            users: Vec::new(),
         })
+    }
+
+    /// # Errors
+    /// `CALLER_NOT_ALLOWED` where the caller may not act for this user.
+    pub(super) fn check_user(&self) -> Result<(), Refusal> {
+        let user = &self.who.user.authenticated;
+        if self.users.is_empty() || self.users.iter().any(|allowed| allowed == user) {
+            return Ok(());
+        }
+        let text = format!("{} may not open connections for {user:?}", self.who.caller);
+        Err(Refusal::new(Reason::CallerNotAllowed, text))
     }
 }
 
