@@ -26,7 +26,7 @@ pub enum Destination {
     Stderr,
     /// As ContainerSSH's default.
     Stdout,
-    /// To the end of a file, which is made with mode 0644 where it is missing. Its directory must be there.
+    /// To the end of a file, which is made with mode 0640 where it is missing. Its directory must be there.
     File(PathBuf),
     /// To a syslog server.
     Syslog(Syslog),

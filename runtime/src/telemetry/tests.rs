@@ -245,7 +245,7 @@ fn a_file_is_appended_to_and_opened_anew() {
     assert!(say(&output, "two"));
     assert_eq!((read(&old), read(&path)), ("before\none\n".to_owned(), "two\n".to_owned()));
     let mode = std::fs::metadata(&path).expect("there").permissions().mode() & 0o777;
-    assert_eq!(mode & !0o644, 0, "{mode:o}");
+    assert_eq!(mode & !0o640, 0, "{mode:o}");
     // Without a signal the move is noticed within a second or so.
     std::fs::remove_file(&path).expect("removed");
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
