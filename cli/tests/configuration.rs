@@ -333,5 +333,6 @@ fn a_mistake_that_people_make_is_one_line_that_says_what_to_do() {
 }
 
 fn text_without_warnings(bytes: &[u8]) -> String {
-    text(bytes).lines().filter(|line| !line.starts_with("warning: ")).map(|line| format!("{line}\n")).collect()
+    let told = text(bytes);
+    told.lines().filter(|line| !line.starts_with("warning: ")).collect::<Vec<_>>().join("\n")
 }
