@@ -90,6 +90,11 @@ impl russh::Signer for Slowly<'_> {
     }
 }
 
+async fn connect(world: &World) -> Handle<AnyServer> {
+    let config = Arc::new(russh::client::Config::default());
+    russh::client::connect(config, world.address, AnyServer).await.expect("connects")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_removed_between_connecting_and_logging_in_stays_out() {
     let hash = support::world::PASSWORD_HASH;
@@ -97,10 +102,6 @@ async fn who_is_removed_between_connecting_and_logging_in_stays_out() {
     let bobs = "{name: bob, authorizedKeys: ['@WRONG@']}";
     let before = FILE.replace("{name: alice, authorizedKeys: ['@ID@']}", &format!("{alices}, {bobs}"));
     let without = before.replace(&format!("{alices}, "), "").replace("@WRONG@", "@ID@");
-    let connect = async |world: &World| -> Handle<AnyServer> {
-        let config = Arc::new(russh::client::Config::default());
-        russh::client::connect(config, world.address, AnyServer).await.expect("connects")
-    };
     let by_key = async |world: &World, client: &mut Handle<AnyServer>, user: &str, text: &str| {
         let mut signer = Slowly(world, text);
         let signed = client.authenticate_publickey_with(user, world.key.public_key().clone(), None, &mut signer);

@@ -181,7 +181,7 @@ fn the_warning_is_containersshs_own() {
 
 #[test]
 fn json_has_lines_and_columns_too() {
-    let kuberun = "{\n\t\"backend\": \"kuberun\",\n\t\"kuberun\": {\n\t\t\"pod\": {\"podSpec\": {\"containers\": [{\"image\": 5}]}},\n\t\t\"timeot\": 1\n\t}\n}\n";
+    let kuberun = "{\n\t\"backend\": \"kuberun\",\n\t\"kuberun\": {\n\t\t\"pod\": {\"podSpec\": {\"containers\": [{\"image\": []}]}},\n\t\t\"timeot\": 1\n\t}\n}\n";
     let kubernetes = "{\"kubernetes\": {\"pod\": {\"disableAgent\": true, \"podSpec\": {}, \"mode\": \"x\"}}}";
     for (text, wanted) in [
         (kuberun, "f.yaml:4:48: kuberun.pod.podSpec.containers[0].image: invalid type"),

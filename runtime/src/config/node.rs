@@ -93,7 +93,7 @@ impl Node {
                     .take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '+' | '-' | '_'))
                     .collect();
                 // A place that is not the scalar's own (an anchor, a tag) begins otherwise.
-                self.spelled = Some(word.into()).filter(|word: &Box<str>| self.is_spelled(word));
+                self.spelled = self.is_spelled(&word).then(|| word.into());
             }
             Value::List(items) => items.iter_mut().filter_map(Rc::get_mut).for_each(|item| item.spell(lines)),
             Value::Map(entries) => {

@@ -1,11 +1,7 @@
 //! `curves` and `cipher` of ContainerSSH's HTTP clients and servers: which groups and suites of TLS are used.
 
 use crate::config::Section;
-use rustls::{
-    CipherSuite::{self, *},
-    NamedGroup,
-    crypto::CryptoProvider,
-};
+use rustls::{CipherSuite, NamedGroup, crypto::CryptoProvider};
 
 /// What is left of the provider's; by default all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,14 +14,13 @@ pub struct Choice {
 impl Choice {
     /// Reads both keys: lists, or texts with `:` between the names. An empty one means the default.
     pub fn read(section: &mut Section) -> Self {
-        let groups = named(section, "curves", group).map(|found| found.into_iter().flatten().collect::<Vec<_>>());
-        let groups = groups.filter(|groups| {
+        let groups = named(section, "curves", group).filter(|groups| {
             if groups.is_empty() {
                 section.mistake("curves", "names none that is built: x25519, secp256r1, secp384r1");
             }
             !groups.is_empty()
         });
-        let suites = named(section, "cipher", suite).map(|found| found.into_iter().flatten().collect());
+        let suites = named(section, "cipher", suite);
         Self { groups, suites }
     }
 
@@ -40,44 +35,58 @@ impl Choice {
     }
 }
 
-/// What each name means; `None` where there are none, or one that nobody knows (a mistake).
-fn named<T>(section: &mut Section, key: &str, known: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
-    let names = section.words(key).filter(|names| names.iter().any(|name| !name.is_empty()))?;
-    let mut found = Vec::new();
-    for name in &names {
-        match known(name) {
-            Some(one) => found.push(one),
-            None => section.mistake(key, format!("{name} is not known")),
-        }
-    }
-    (found.len() == names.len()).then_some(found)
+/// What a known name means.
+enum Meaning<T> {
+    /// One to choose.
+    One(T),
+    /// Nothing to choose: one that is always there, or that is not built here.
+    Nothing,
 }
 
-/// ContainerSSH's names; `Some(None)` = one that is not built here.
-fn group(name: &str) -> Option<Option<NamedGroup>> {
+/// What the names mean; `None` where there are none, or one that nobody knows (a mistake).
+fn named<T>(section: &mut Section, key: &str, known: impl Fn(&str) -> Option<Meaning<T>>) -> Option<Vec<T>> {
+    let names = section.words(key).filter(|names| names.iter().any(|name| !name.is_empty()))?;
+    let (mut found, mut all) = (Vec::new(), true);
+    for name in &names {
+        match known(name) {
+            Some(Meaning::One(one)) => found.push(one),
+            Some(Meaning::Nothing) => {}
+            None => {
+                section.mistake(key, format!("{name} is not known"));
+                all = false;
+            }
+        }
+    }
+    all.then_some(found)
+}
+
+/// ContainerSSH's names.
+fn group(name: &str) -> Option<Meaning<NamedGroup>> {
     match name {
-        "x25519" | "X25519" => Some(Some(NamedGroup::X25519)),
-        "secp256r1" | "prime256v1" => Some(Some(NamedGroup::secp256r1)),
-        "secp384r1" => Some(Some(NamedGroup::secp384r1)),
-        "secp521r1" => Some(None),
+        "x25519" | "X25519" => Some(Meaning::One(NamedGroup::X25519)),
+        "secp256r1" | "prime256v1" => Some(Meaning::One(NamedGroup::secp256r1)),
+        "secp384r1" => Some(Meaning::One(NamedGroup::secp384r1)),
+        "secp521r1" => Some(Meaning::Nothing),
         _ => None,
     }
 }
 
-/// The names of IANA, OpenSSL and GnuTLS; `Some(None)` = one of TLS 1.3.
-fn suite(name: &str) -> Option<Option<CipherSuite>> {
+/// The names of IANA, OpenSSL and GnuTLS.
+fn suite(name: &str) -> Option<Meaning<CipherSuite>> {
     let plain = name.replace('-', "_").replace("AES128", "AES_128").replace("AES256", "AES_256").replace("WITH_", "");
     let plain = plain.strip_prefix("TLS_").unwrap_or(&plain);
     let plain =
         plain.strip_suffix("POLY1305_SHA256").map_or_else(|| plain.to_owned(), |rest| format!("{rest}POLY1305"));
     match plain.as_str() {
-        "AES_128_GCM_SHA256" | "AES_256_GCM_SHA384" | "CHACHA20_POLY1305" => Some(None),
-        "ECDHE_ECDSA_AES_128_GCM_SHA256" => Some(Some(TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256)),
-        "ECDHE_ECDSA_AES_256_GCM_SHA384" => Some(Some(TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384)),
-        "ECDHE_ECDSA_CHACHA20_POLY1305" => Some(Some(TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256)),
-        "ECDHE_RSA_AES_128_GCM_SHA256" => Some(Some(TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256)),
-        "ECDHE_RSA_AES_256_GCM_SHA384" => Some(Some(TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384)),
-        "ECDHE_RSA_CHACHA20_POLY1305" => Some(Some(TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256)),
+        "AES_128_GCM_SHA256" | "AES_256_GCM_SHA384" | "CHACHA20_POLY1305" => Some(Meaning::Nothing),
+        "ECDHE_ECDSA_AES_128_GCM_SHA256" => Some(Meaning::One(CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256)),
+        "ECDHE_ECDSA_AES_256_GCM_SHA384" => Some(Meaning::One(CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384)),
+        "ECDHE_ECDSA_CHACHA20_POLY1305" => {
+            Some(Meaning::One(CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256))
+        }
+        "ECDHE_RSA_AES_128_GCM_SHA256" => Some(Meaning::One(CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256)),
+        "ECDHE_RSA_AES_256_GCM_SHA384" => Some(Meaning::One(CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384)),
+        "ECDHE_RSA_CHACHA20_POLY1305" => Some(Meaning::One(CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256)),
         _ => None,
     }
 }
