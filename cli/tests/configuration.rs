@@ -305,8 +305,7 @@ fn a_mistake_that_people_make_is_one_line_that_says_what_to_do() {
             b"ssh: {clientAliveInterval: 5 min}\n".to_vec(),
             ":1:28: ssh.clientAliveInterval: not a duration: write for example 60s",
         ),
-        (b"ssh: {listen: ':2222'}\n".to_vec(), "is not an address with port, such as 0.0.0.0:2222"),
-        (b"listen: 0.0.0.0:2222\n".to_vec(), "it has been ssh.listen since ContainerSSH 0.4: move it there"),
+        (b"ssh: {listen: here}\n".to_vec(), "is not an address with port, such as 0.0.0.0:2222"),
         (
             b"kubernetes: {pod: {disableAgent: true, metadata: {namespace: My_NS}}}\n".to_vec(),
             "namespace \"My_NS\": names of namespaces",
